@@ -1,0 +1,64 @@
+//! The builder's side of a backend.
+
+use std::path::{Path, PathBuf};
+
+use roundhouse_engine::{BackendKind, EngineOptions, MemoryPlan, Target};
+use roundhouse_graph::{Graph, PassReport};
+
+use crate::{BackendError, WeightSource};
+
+/// Where a builder says how far it is, and learns that it should stop.
+pub trait BuildProgress: Send + Sync {
+    /// Reports bytes of engine written of the total.
+    ///
+    /// # Errors
+    /// [`BackendError::Cancelled`] when the build should stop.
+    fn bytes(&self, done: u64, total: u64) -> Result<(), BackendError>;
+
+    /// Passes on a line of the builder's log.
+    fn log(&self, line: &str);
+}
+
+/// A file that a builder made, to become a blob of the engine.
+#[derive(Debug, Clone)]
+pub struct BuiltFile {
+    /// Its role, one of `roundhouse_engine::blob_names` or the backend's own.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Makes engines of graphs.
+pub trait Builder: Send + Sync {
+    /// Which backend.
+    fn kind(&self) -> BackendKind;
+
+    /// Its exact version: what, changed, makes old engines different ones.
+    fn version(&self) -> String;
+
+    /// The target that it builds for.
+    fn target(&self) -> Target;
+
+    /// Rewrites a lowered graph into the form that this backend runs best.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] names the first node that it cannot run.
+    fn lower(&self, graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError>;
+
+    /// The memory of a process that loads an engine of this graph.
+    fn memory_plan(&self, graph: &Graph, options: &EngineOptions) -> MemoryPlan;
+
+    /// Writes the engine's files into `directory`, weights streamed: peak memory stays within a few of the largest
+    /// tensors. `graph` is what [`Builder::lower`] returned.
+    ///
+    /// # Errors
+    /// When a weight cannot be read, a file cannot be written, or the build is cancelled.
+    fn build(
+        &self,
+        graph: &Graph,
+        options: &EngineOptions,
+        weights: &dyn WeightSource,
+        directory: &Path,
+        progress: &dyn BuildProgress,
+    ) -> Result<Vec<BuiltFile>, BackendError>;
+}

@@ -1,0 +1,75 @@
+//! What a backend can fail with.
+
+use crate::WeightError;
+
+/// What a backend can fail with, by meaning.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The backend has no way to do something that the graph asks for.
+    #[error("the {backend} backend does not support {what}")]
+    Unsupported {
+        /// The backend.
+        backend: &'static str,
+        /// The op, dtype or option, with the node's name.
+        what: String,
+    },
+    /// The engine was built for something else.
+    #[error("engine {key} was built for {found}; this machine needs {needed}")]
+    Incompatible {
+        /// The engine's key.
+        key: String,
+        /// Its target, backend or version.
+        found: String,
+        /// This machine's.
+        needed: String,
+    },
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// A sequence would grow past its cache.
+    #[error("{tokens} tokens do not fit: the cache holds {length} of at most {capacity}")]
+    CacheFull {
+        /// New tokens.
+        tokens: usize,
+        /// Tokens in the cache.
+        length: usize,
+        /// Tokens it can hold.
+        capacity: usize,
+    },
+    /// A weight could not be read.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+    /// The artifact is broken.
+    #[error("engine {key}: {what}")]
+    Corrupt {
+        /// The engine's key.
+        key: String,
+        /// What is wrong in which file.
+        what: String,
+    },
+    /// The graph is broken.
+    #[error(transparent)]
+    Graph(#[from] roundhouse_graph::GraphError),
+    /// The manifest is broken.
+    #[error(transparent)]
+    Manifest(#[from] roundhouse_engine::ManifestError),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The backend's library or device failed, in its own words.
+    #[error("{backend}: {what}")]
+    Device {
+        /// The backend.
+        backend: &'static str,
+        /// Its own words.
+        what: String,
+    },
+}

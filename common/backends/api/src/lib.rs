@@ -1,0 +1,16 @@
+//! The seam every backend implements.
+//!
+//! A backend is a [`Builder`], which the compiler uses, and a [`Runtime`], which an executor uses:
+//! `Runtime::load(engine) → Model`, `Model::new_cache(max_seq_len) → Cache`, `Model::forward(batch)` fills logits.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod error;
+mod run;
+mod weights;
+
+pub use build::{BuildProgress, Builder, BuiltFile};
+pub use error::BackendError;
+pub use run::{Cache, LogitsRequest, Model, Runtime, Sequence};
+pub use weights::{WeightError, WeightSource, evaluate_rows};

@@ -1,0 +1,95 @@
+//! The runtime's side of a backend.
+
+use std::any::Any;
+
+use roundhouse_engine::{BackendKind, EngineFiles, Manifest, MemoryPlan};
+
+use crate::BackendError;
+
+/// Loads engines.
+pub trait Runtime: Send + Sync {
+    /// Which backend.
+    fn kind(&self) -> BackendKind;
+
+    /// Whether this machine can run an engine, from its manifest alone: asked before anything is downloaded.
+    ///
+    /// # Errors
+    /// [`BackendError::Incompatible`] names both sides.
+    fn check(&self, manifest: &Manifest) -> Result<(), BackendError>;
+
+    /// Loads an engine from verified local files. Weights are mapped, not copied, where the backend can.
+    ///
+    /// # Errors
+    /// When a file is broken or the machine cannot run it.
+    fn load(&self, engine: &EngineFiles) -> Result<Box<dyn Model>, BackendError>;
+}
+
+/// A loaded engine. Shared by all its sessions; `forward` is called by one thread at a time.
+pub trait Model: Send + Sync {
+    /// Columns of the logits.
+    fn vocab_size(&self) -> usize;
+
+    /// The memory it uses: measured where it can be, else planned.
+    fn memory_plan(&self) -> MemoryPlan;
+
+    /// An empty cache for one sequence of at most `max_seq_len` tokens.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidArgument`] beyond the engine's own `max_seq_len`.
+    fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError>;
+
+    /// Runs one step over a batch: each sequence's new tokens are appended to its cache, and the logits that it asked
+    /// for are written into it. Prefill chunks and decode steps of any lengths mix freely. On an error no cache has
+    /// changed its length.
+    ///
+    /// # Errors
+    /// [`BackendError::CacheFull`] or [`BackendError::InvalidArgument`] (a token outside the vocabulary, no tokens,
+    /// another model's cache) before anything ran; [`BackendError::Device`] when the device failed.
+    fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError>;
+}
+
+/// The keys and values (or, without a cache, the tokens) of one sequence.
+pub trait Cache: Send {
+    /// Tokens in it.
+    fn len(&self) -> usize;
+
+    /// Whether it holds none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens it can hold.
+    fn capacity(&self) -> usize;
+
+    /// Forgets all tokens from `len` on. Longer than [`Cache::len`] changes nothing.
+    fn truncate(&mut self, len: usize);
+
+    /// Bytes that it holds.
+    fn bytes(&self) -> u64;
+
+    /// For the backend to find its own type.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// Which logits a step computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitsRequest {
+    /// None: a prefill chunk that is not the last.
+    None,
+    /// The last new token's: `[1, vocab_size]`.
+    Last,
+    /// Every new token's: `[tokens, vocab_size]`.
+    All,
+}
+
+/// One sequence's part of a step.
+pub struct Sequence<'a> {
+    /// Its cache; the new tokens' positions go on from its length.
+    pub cache: &'a mut dyn Cache,
+    /// The new tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Which logits to compute.
+    pub request: LogitsRequest,
+    /// Where they go, row-major, fp32; overwritten by `forward`.
+    pub logits: &'a mut Vec<f32>,
+}

@@ -1,0 +1,1 @@
+//! The suite every backend passes, and the reference interpreter it compares with.

@@ -1,0 +1,18 @@
+//! The engine: what the compiler makes and an executor loads.
+//!
+//! An engine is a [`Manifest`] and the blobs it names. Blobs are content-addressed, so that engines share weights and
+//! tokenizers; the [`EngineKey`] is a hash of everything that makes one engine differ from another.
+
+#![forbid(unsafe_code)]
+
+mod files;
+mod key;
+mod manifest;
+mod options;
+mod target;
+
+pub use files::{EngineFiles, blob_names};
+pub use key::{EngineKey, KeyInputs};
+pub use manifest::{BlobRef, Manifest, ManifestError, MemoryPlan, ModelInfo};
+pub use options::{BackendKind, CacheKind, EngineOptions, Precision, UnknownName};
+pub use target::Target;

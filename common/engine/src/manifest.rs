@@ -1,0 +1,127 @@
+//! The manifest: what an engine is, for what target, and of which blobs.
+
+use roundhouse_graph::PassReport;
+use serde::{Deserialize, Serialize};
+
+use crate::{EngineKey, EngineOptions, Target};
+
+/// A content-addressed file of an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRef {
+    /// Its role, one of [`crate::blob_names`].
+    pub name: String,
+    /// Hex SHA-256 of its bytes.
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// What an executor needs to know of the model without reading its graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// `model_type` of config.json, e.g. `llama`.
+    pub model_type: String,
+    /// The first of `architectures` of config.json, e.g. `LlamaForCausalLM`.
+    pub architecture: String,
+    /// Rows of the embedding table and of the logits.
+    pub vocab_size: u32,
+    /// Decoder layers.
+    pub num_hidden_layers: u32,
+    /// `max_position_embeddings` of the config.
+    pub max_position_embeddings: u32,
+    /// Tokens that end a generation: `eos_token_id` of generation_config.json, else of config.json.
+    pub eos_token_ids: Vec<u32>,
+    /// `bos_token_id`, where there is one.
+    pub bos_token_id: Option<u32>,
+}
+
+/// The memory of one process that loads an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// Weights, in bytes.
+    pub weight_bytes: u64,
+    /// Keys and values of one token, all layers together, in bytes.
+    pub kv_bytes_per_token: u64,
+    /// Activations and scratch at the largest step, in bytes.
+    pub workspace_bytes: u64,
+}
+
+/// The manifest of an engine, `engines/<key>/manifest.json` in a store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Of this structure: [`Manifest::FORMAT`].
+    pub format: u32,
+    /// The engine's key.
+    pub key: EngineKey,
+    /// The model as it was asked for: a hub ID, path or URL.
+    pub model: String,
+    /// The commit or revision, where known.
+    pub revision: Option<String>,
+    /// Hex SHA-256 that identifies the checkpoint's content.
+    pub checkpoint_digest: String,
+    /// The model.
+    pub info: ModelInfo,
+    /// The options.
+    pub options: EngineOptions,
+    /// What it runs on.
+    pub target: Target,
+    /// The backend's exact version.
+    pub backend_version: String,
+    /// The compiler's exact version.
+    pub compiler_version: String,
+    /// What each pass did.
+    pub passes: Vec<PassReport>,
+    /// The memory of one process that loads it, with `max_batch_size` sequences in a step.
+    pub memory_plan: MemoryPlan,
+    /// The files.
+    pub blobs: Vec<BlobRef>,
+    /// When it was built: milliseconds since 1970-01-01 UTC.
+    pub created_unix_ms: u64,
+}
+
+/// A manifest that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of this structure.
+    #[error("manifest of engine {key}: {source}")]
+    Json {
+        /// The engine.
+        key: String,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// Another format.
+    #[error("manifest of engine {key} has format {found}; this version reads format {expected}: rebuild the engine")]
+    Format {
+        /// The engine.
+        key: String,
+        /// The manifest's.
+        found: u64,
+        /// Ours.
+        expected: u32,
+    },
+    /// It lacks a blob.
+    #[error("engine {key} has no blob {name:?}")]
+    MissingBlob {
+        /// The engine.
+        key: String,
+        /// The blob's role.
+        name: String,
+    },
+}
+
+impl Manifest {
+    /// The format that this version reads and writes.
+    pub const FORMAT: u32 = 1;
+
+    /// The blob of this role.
+    ///
+    /// # Errors
+    /// [`ManifestError::MissingBlob`] when there is none.
+    pub fn blob(&self, name: &str) -> Result<&BlobRef, ManifestError> {
+        self.blobs.iter().find(|blob| blob.name == name).ok_or_else(|| ManifestError::MissingBlob {
+            key: self.key.to_string(),
+            name: name.to_owned(),
+        })
+    }
+}

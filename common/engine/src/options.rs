@@ -1,0 +1,125 @@
+//! The options that make one engine differ from another of the same checkpoint.
+
+use std::str::FromStr;
+
+use roundhouse_graph::DType;
+use serde::{Deserialize, Serialize};
+
+/// A name that is none of the known ones.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("unknown {what} {found:?}: expected one of {expected}")]
+pub struct UnknownName {
+    /// What was named: `precision`, `cache`, ….
+    pub what: &'static str,
+    /// The name given.
+    pub found: String,
+    /// The known names.
+    pub expected: String,
+}
+
+/// Declares an enum whose variants have one lower-case name each, in JSON, on the command line and in messages.
+macro_rules! named {
+    ($(#[$doc:meta])* $type:ident, $what:literal, { $($(#[$variant_doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $type {
+            $($(#[$variant_doc])* #[serde(rename = $name)] $variant),+
+        }
+
+        impl $type {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Its name in JSON, on the command line and in messages.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(name: &str) -> Result<Self, UnknownName> {
+                Self::ALL.iter().copied().find(|known| known.name().eq_ignore_ascii_case(name)).ok_or_else(|| UnknownName {
+                    what: $what,
+                    found: name.to_owned(),
+                    expected: [$($name),+].join(", "),
+                })
+            }
+        }
+    };
+}
+
+named!(
+    /// The arithmetic of an engine. Softmax, norms and accumulation are fp32 in all of them.
+    Precision, "precision", {
+        /// IEEE 754 binary32.
+        Fp32 = "fp32",
+        /// IEEE 754 binary16.
+        Fp16 = "fp16",
+        /// bfloat16.
+        Bf16 = "bf16",
+    }
+);
+
+impl Precision {
+    /// The element type of weights, activations and cache.
+    #[must_use]
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::Fp32 => DType::F32,
+            Self::Fp16 => DType::F16,
+            Self::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+named!(
+    /// How keys and values of earlier tokens are kept.
+    CacheKind, "cache", {
+        /// No cache: the whole sequence is computed again each step.
+        None = "none",
+        /// `new_k = cat(k_cache[..start], k, k_cache[end..])`, attention over `new_k[..end]`.
+        StaticV1 = "static_v1",
+        /// `ck = cat(k_cache[..start], k)`, attention over `ck`, output `cat(ck, k_cache[end..])`.
+        StaticV2 = "static_v2",
+        /// Keys and values written in place; lengths per sequence.
+        InPlace = "in_place",
+    }
+);
+
+named!(
+    /// What runs an engine.
+    BackendKind, "backend", {
+        /// TensorRT.
+        TensorRt = "tensorrt",
+        /// Roundhouse's own CUDA kernels.
+        Cuda = "cuda",
+        /// CPU kernels.
+        Cpu = "cpu",
+    }
+);
+
+/// Every option of an engine, defaults filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineOptions {
+    /// The arithmetic.
+    pub precision: Precision,
+    /// How keys and values are kept.
+    pub cache: CacheKind,
+    /// What runs it.
+    pub backend: BackendKind,
+    /// Prompt and new tokens of one sequence together.
+    pub max_seq_len: u32,
+    /// Sequences in one step.
+    pub max_batch_size: u32,
+    /// Whether every position's logits are outputs, not only the last one's.
+    pub all_logits: bool,
+}

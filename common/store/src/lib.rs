@@ -1,0 +1,1 @@
+//! Object storage: content addressing, upload, and the local pull cache.

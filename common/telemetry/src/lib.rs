@@ -1,0 +1,1 @@
+//! Tracing for services and command line.

@@ -1,0 +1,1 @@
+//! Passes from a model graph to the graph that a backend builds.

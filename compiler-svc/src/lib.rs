@@ -1,0 +1,1 @@
+//! The compiler service: checkpoint to engine.

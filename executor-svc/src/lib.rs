@@ -1,0 +1,1 @@
+//! The executor service: engine to token stream.
