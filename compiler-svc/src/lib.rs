@@ -1,1 +1,18 @@
-//! The compiler service: checkpoint to engine.
+//! The compiler service: takes a model and options, lowers the model to a graph with a static KV cache, builds an
+//! engine and uploads it to object storage.
+//!
+//! [`pipeline`] is one compilation from checkpoint to published engine; [`jobs`] runs compilations as operations that
+//! callers follow; [`service`] is the gRPC surface.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod jobs;
+pub mod pipeline;
+pub mod service;
+
+pub use config::CompilerConfig;
+pub use service::CompilerService;
+
+/// The version of the compiler, part of every engine key.
+pub const COMPILER_VERSION: &str = concat!("roundhouse-", env!("CARGO_PKG_VERSION"));

@@ -10,9 +10,10 @@ mod key;
 mod manifest;
 mod options;
 mod target;
+mod validate;
 
 pub use files::{EngineFiles, blob_names};
-pub use key::{EngineKey, KeyInputs};
+pub use key::{EngineKey, InvalidKey, KeyInputs};
 pub use manifest::{BlobRef, Manifest, ManifestError, MemoryPlan, ModelInfo};
 pub use options::{BackendKind, CacheKind, EngineOptions, Precision, UnknownName};
 pub use target::Target;

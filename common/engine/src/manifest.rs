@@ -1,5 +1,7 @@
 //! The manifest: what an engine is, for what target, and of which blobs.
 
+use std::collections::BTreeMap;
+
 use roundhouse_graph::PassReport;
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +10,8 @@ use crate::{EngineKey, EngineOptions, Target};
 /// A content-addressed file of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobRef {
-    /// Its role, one of [`crate::blob_names`].
+    /// Its role, one of [`crate::blob_names`] or the backend's own: letters, digits, `.`, `_` and `-`, the first one a
+    /// letter or digit.
     pub name: String,
     /// Hex SHA-256 of its bytes.
     pub sha256: String,
@@ -91,7 +94,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// Another format.
-    #[error("manifest of engine {key} has format {found}; this version reads format {expected}: rebuild the engine")]
+    #[error(
+        "manifest of engine {key} has format {found}; this version reads format {expected}: rebuild the engine"
+    )]
     Format {
         /// The engine.
         key: String,
@@ -99,6 +104,32 @@ pub enum ManifestError {
         found: u64,
         /// Ours.
         expected: u32,
+    },
+    /// Another engine's.
+    #[error("the manifest of engine {key} says that it is of engine {found}")]
+    OtherEngine {
+        /// The engine asked for.
+        key: String,
+        /// The key in the manifest.
+        found: String,
+    },
+    /// Larger than any real one.
+    #[error("manifest of engine {key} has {found} bytes; at most {limit} are read")]
+    TooLarge {
+        /// The engine.
+        key: String,
+        /// Its bytes.
+        found: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// Well-formed, but with a value that cannot be.
+    #[error("manifest of engine {key}: {what}")]
+    Invalid {
+        /// The engine.
+        key: String,
+        /// Which value, and what it must be.
+        what: String,
     },
     /// It lacks a blob.
     #[error("engine {key} has no blob {name:?}")]
@@ -114,14 +145,67 @@ impl Manifest {
     /// The format that this version reads and writes.
     pub const FORMAT: u32 = 1;
 
+    /// The most bytes of JSON that are read as a manifest.
+    pub const MAX_JSON_BYTES: u64 = 4 << 20;
+
+    /// Reads the manifest of engine `key` and validates it, so that what it names is safe to use: see
+    /// [`Manifest::validate`].
+    ///
+    /// # Errors
+    /// Any [`ManifestError`] but [`ManifestError::MissingBlob`].
+    pub fn from_json(key: &EngineKey, json: &[u8]) -> Result<Self, ManifestError> {
+        /// The part that every format has.
+        #[derive(Deserialize)]
+        struct Header {
+            format: u64,
+        }
+
+        let found = json.len() as u64;
+        if found > Self::MAX_JSON_BYTES {
+            return Err(ManifestError::TooLarge { key: key.to_string(), found, limit: Self::MAX_JSON_BYTES });
+        }
+        let broken = |source| ManifestError::Json { key: key.to_string(), source };
+        let header: Header = serde_json::from_slice(json).map_err(broken)?;
+        if header.format != u64::from(Self::FORMAT) {
+            return Err(ManifestError::Format {
+                key: key.to_string(),
+                found: header.format,
+                expected: Self::FORMAT,
+            });
+        }
+        let manifest: Self = serde_json::from_slice(json).map_err(broken)?;
+        if manifest.key != *key {
+            return Err(ManifestError::OtherEngine { key: key.to_string(), found: manifest.key.to_string() });
+        }
+        manifest.validate()?;
+        Ok(manifest)
+    }
+
+    /// As JSON for people and for [`Manifest::from_json`].
+    ///
+    /// # Errors
+    /// [`ManifestError::Json`]: never in practice, a manifest serialises.
+    pub fn to_json(&self) -> Result<Vec<u8>, ManifestError> {
+        serde_json::to_vec_pretty(self)
+            .map_err(|source| ManifestError::Json { key: self.key.to_string(), source })
+    }
+
+    /// The size of all blobs together, in bytes. A blob under two names counts once.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        let sizes: BTreeMap<&str, u64> =
+            self.blobs.iter().map(|blob| (blob.sha256.as_str(), blob.size)).collect();
+        sizes.values().fold(0, |sum, size| sum.saturating_add(*size))
+    }
+
     /// The blob of this role.
     ///
     /// # Errors
     /// [`ManifestError::MissingBlob`] when there is none.
     pub fn blob(&self, name: &str) -> Result<&BlobRef, ManifestError> {
-        self.blobs.iter().find(|blob| blob.name == name).ok_or_else(|| ManifestError::MissingBlob {
-            key: self.key.to_string(),
-            name: name.to_owned(),
-        })
+        self.blobs
+            .iter()
+            .find(|blob| blob.name == name)
+            .ok_or_else(|| ManifestError::MissingBlob { key: self.key.to_string(), name: name.to_owned() })
     }
 }

@@ -123,3 +123,54 @@ pub struct EngineOptions {
     /// Whether every position's logits are outputs, not only the last one's.
     pub all_logits: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    fn round_trips<T>(all: &[T], expected: &[&str])
+    where
+        T: Copy
+            + Debug
+            + PartialEq
+            + std::fmt::Display
+            + FromStr<Err = UnknownName>
+            + Serialize
+            + DeserializeOwned,
+    {
+        assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
+        for value in all.iter().copied() {
+            let name = value.to_string();
+            assert_eq!(name.parse(), Ok(value));
+            assert_eq!(name.to_uppercase().parse(), Ok(value), "names ignore case");
+            let json = serde_json::to_string(&value).unwrap();
+            assert_eq!(json, format!("{name:?}"), "JSON and text agree");
+            assert_eq!(serde_json::from_str::<T>(&json).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        round_trips(Precision::ALL, &["fp32", "fp16", "bf16"]);
+        round_trips(CacheKind::ALL, &["none", "static_v1", "static_v2", "in_place"]);
+        round_trips(BackendKind::ALL, &["tensorrt", "cuda", "cpu"]);
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = "fp64".parse::<Precision>().unwrap_err();
+        assert_eq!(error.to_string(), r#"unknown precision "fp64": expected one of fp32, fp16, bf16"#);
+        assert!("".parse::<CacheKind>().is_err());
+        assert!("cpu ".parse::<BackendKind>().is_err());
+    }
+
+    #[test]
+    fn precision_decides_the_element_type() {
+        let types: Vec<_> = Precision::ALL.iter().map(|precision| precision.dtype()).collect();
+        assert_eq!(types, [DType::F32, DType::F16, DType::Bf16]);
+    }
+}

@@ -26,6 +26,6 @@ pub use graph::{Graph, Node, NodeId, Origin, Value, ValueId};
 pub use infer::infer;
 pub use op::{AttentionAttributes, GeluApproximation, Op, RotaryAttributes};
 pub use report::PassReport;
-pub use rewrite::Rewriter;
+pub use rewrite::{Removed, Rewriter};
 pub use verify::verify;
 pub use weight::WeightExpr;

@@ -60,7 +60,8 @@ pub enum Op {
     /// (query head `h` reads key head `h / (Nq / Nkv)`). See [`AttentionAttributes`] for `extra`.
     ScaledDotProductAttention(AttentionAttributes),
     /// `cache [B, N, L, D], update [B, N, S, D], write_indices [B] i64 → [B, N, L, D]`: `update` written at
-    /// positions `write_indices[b] + s` of the third axis. The output is the cache itself, changed in place.
+    /// positions `write_indices[b] + s` of the third axis; positions from `L` on, which only the padding of a batch
+    /// reaches, are dropped. The output is the cache itself, changed in place: nothing reads `cache` afterwards.
     KvCacheUpdate,
     /// `x [B, S, H], query_lengths? [B] i64 → [B, 1, H]`: the last position of each sequence, `query_lengths[b] - 1`
     /// where given, else `S - 1`. A runtime that packs sequences selects each one's last row, or all rows when asked.
@@ -140,7 +141,9 @@ impl RotaryAttributes {
 ///
 /// `extra` inputs, in this order: `mask [B|1, Nq|1, S, L]` (bool: where to attend; float: added) if `has_mask`; then
 /// `kv_lengths [B] i64` if `has_kv_lengths`: only the first `kv_lengths[b]` keys of sequence `b` exist, the last `S`
-/// of them being the queries' own.
+/// of them being the queries' own. In a batch padded on the right to `S` new tokens the padding counts, so
+/// `kv_lengths[b]` is what was in the cache before plus `S`: causality hides padding from the queries before it, and
+/// what padded queries give is not used. A query that may attend to no key gives zeros.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AttentionAttributes {
     /// Whether query `i` of `S` sees only keys `j ≤ i + (length − S)`: aligned bottom-right, so right for any number

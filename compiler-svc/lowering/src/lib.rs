@@ -1,1 +1,90 @@
-//! Passes from a model graph to the graph that a backend builds.
+//! Passes from a model's graph to the graph that a backend builds.
+//!
+//! [`lower`] runs the passes of [`PASSES`] that the options ask for, in that order. A pass is a file: it edits the graph
+//! only through a `Rewriter`, which verifies it again, and reports what it changed as counts. What a lowered graph
+//! computes is what the model's graph computes; what differs is its signature:
+//!
+//! | cache | inputs | outputs |
+//! |---|---|---|
+//! | `none` | `input_ids`, `position_ids` | `logits` |
+//! | `static_v1`, `static_v2` | …, `key_cache_0`, `value_cache_0`, …, `start_idx`, `end_idx` | `logits`, `key_cache_0_out`, `value_cache_0_out`, … |
+//! | `in_place` | …, `key_cache_0`, `value_cache_0`, …, `write_indices`, `kv_lengths`, `query_lengths` | `logits` |
+//!
+//! `logits` is f32 in every precision, `[batch, 1, vocab_size]` unless all logits are asked for. Caches have the
+//! precision's dtype and the shape `[batch, kv_heads, max_seq_len, head_dim]`, one pair for each attention, numbered in
+//! execution order.
+
+#![forbid(unsafe_code)]
+
+mod attention_sites;
+mod attention_patterns;
+mod constant_fold;
+mod dead_code;
+mod error;
+mod in_place_cache;
+mod last_token;
+mod literal;
+mod precision;
+mod sdpa;
+mod static_cache;
+mod static_cache_v1;
+mod static_cache_v2;
+mod symbol_ranges;
+
+use roundhouse_engine::{CacheKind, EngineOptions};
+use roundhouse_graph::{Graph, PassReport};
+
+pub use error::LoweringError;
+
+/// A pass and when it runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// Whether the options ask for it.
+    pub applies: fn(&EngineOptions) -> bool,
+    /// Rewrites a graph that verifies into another, and says what it changed.
+    pub run: fn(Graph, &EngineOptions) -> Result<(Graph, PassReport), LoweringError>,
+}
+
+/// All passes in their order. Attention is brought into one form before a cache pass looks for it; the cache passes come
+/// after the precision, whose dtype their inputs take.
+pub const PASSES: &[Pass] = &[
+    Pass { name: symbol_ranges::NAME, applies: |_| true, run: symbol_ranges::run },
+    Pass { name: constant_fold::NAME, applies: |_| true, run: constant_fold::run },
+    Pass { name: sdpa::NAME, applies: |_| true, run: sdpa::run },
+    Pass { name: last_token::NAME, applies: |options| !options.all_logits, run: last_token::run },
+    Pass { name: precision::NAME, applies: |_| true, run: precision::run },
+    Pass {
+        name: static_cache_v1::NAME,
+        applies: |options| options.cache == CacheKind::StaticV1,
+        run: static_cache_v1::run,
+    },
+    Pass {
+        name: static_cache_v2::NAME,
+        applies: |options| options.cache == CacheKind::StaticV2,
+        run: static_cache_v2::run,
+    },
+    Pass {
+        name: in_place_cache::NAME,
+        applies: |options| options.cache == CacheKind::InPlace,
+        run: in_place_cache::run,
+    },
+    Pass { name: dead_code::NAME, applies: |_| true, run: dead_code::run },
+];
+
+/// Runs the passes that the options ask for over a model's graph.
+///
+/// # Errors
+/// When the options do not fit the model ([`LoweringError::Options`]), or the model has something for which a pass has
+/// no equivalent ([`LoweringError::Unsupported`]).
+pub fn lower(graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), LoweringError> {
+    let mut graph = graph;
+    let mut reports = Vec::new();
+    for pass in PASSES.iter().filter(|pass| (pass.applies)(options)) {
+        let (rewritten, report) = (pass.run)(graph, options)?;
+        graph = rewritten;
+        reports.push(report);
+    }
+    Ok((graph, reports))
+}

@@ -13,4 +13,4 @@ mod weights;
 pub use build::{BuildProgress, Builder, BuiltFile};
 pub use error::BackendError;
 pub use run::{Cache, LogitsRequest, Model, Runtime, Sequence};
-pub use weights::{WeightError, WeightSource, evaluate_rows};
+pub use weights::{WeightError, WeightSource, evaluate_rows, expr_shape};

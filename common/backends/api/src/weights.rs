@@ -56,38 +56,50 @@ pub trait WeightSource: Send + Sync {
 ///
 /// # Errors
 /// When a tensor is missing or the recipe does not fit the tensors' shapes.
-fn expr_shape(source: &dyn WeightSource, expr: &WeightExpr) -> Result<Vec<u64>, WeightError> {
+pub fn expr_shape(source: &dyn WeightSource, expr: &WeightExpr) -> Result<Vec<u64>, WeightError> {
     match expr {
         WeightExpr::Tensor { name } => source.shape(name),
         WeightExpr::Transpose { of } => {
-            let mut shape = expr_shape(source, of)?;
-            shape.reverse();
-            Ok(shape)
+            let shape = expr_shape(source, of)?;
+            let [rows, columns] = shape[..] else {
+                return Err(misfit(of, format!("only a matrix can be transposed, the shape is {shape:?}")));
+            };
+            Ok(vec![columns, rows])
         }
         WeightExpr::Rows { of, start, end } => {
             let mut shape = expr_shape(source, of)?;
-            if let Some(rows) = shape.first_mut() {
-                *rows = end.saturating_sub(*start);
+            match shape.first_mut() {
+                Some(rows) if start <= end && *end <= *rows => *rows = end - start,
+                _ => return Err(misfit(of, format!("rows {start}..{end} are outside of shape {shape:?}"))),
             }
             Ok(shape)
         }
         WeightExpr::Concat { parts } => {
-            let mut total = 0;
-            let mut shape = Vec::new();
+            let mut joined: Option<Vec<u64>> = None;
             for part in parts {
-                shape = expr_shape(source, part)?;
-                total += shape.first().copied().unwrap_or(0);
+                let shape = expr_shape(source, part)?;
+                let Some(joined) = &mut joined else {
+                    joined = Some(shape);
+                    continue;
+                };
+                match (&mut joined[..], &shape[..]) {
+                    ([total, inner @ ..], [rows, columns @ ..]) if inner == columns => {
+                        *total = total
+                            .checked_add(*rows)
+                            .ok_or_else(|| misfit(part, "more rows than 64 bits count".to_owned()))?;
+                    }
+                    _ => return Err(misfit(part, format!("shape {shape:?} cannot be joined to {joined:?}"))),
+                }
             }
-            if let Some(rows) = shape.first_mut() {
-                *rows = total;
-            }
-            Ok(shape)
+            joined.ok_or_else(|| misfit(expr, "a concatenation of nothing has no shape".to_owned()))
         }
         WeightExpr::Literal { values } => Ok(vec![values.len() as u64]),
     }
 }
 
 /// Evaluates rows `rows` of a recipe into `out` (row-major, exactly their length).
+///
+/// A transposed matrix is read whole, a row at a time, for each call: ask for many of its rows at once.
 ///
 /// # Errors
 /// When a tensor is missing or broken, or the recipe does not fit the tensors' shapes.
@@ -97,49 +109,52 @@ pub fn evaluate_rows(
     rows: Range<u64>,
     out: &mut [f32],
 ) -> Result<(), WeightError> {
+    let wrong_length = |length: usize| {
+        misfit(expr, format!("rows {rows:?} cannot be evaluated into {length} elements"))
+    };
+    let count = rows.end.checked_sub(rows.start).ok_or_else(|| wrong_length(out.len()))?;
     match expr {
         WeightExpr::Tensor { name } => source.read_rows(name, rows, out),
-        WeightExpr::Rows { of, start, .. } => evaluate_rows(source, of, start + rows.start..start + rows.end, out),
+        WeightExpr::Rows { of, start, end } => {
+            let last = start.checked_add(rows.end).filter(|last| last <= end);
+            let last = last.ok_or_else(|| misfit(of, format!("rows {rows:?} of {start}..{end} do not exist")))?;
+            evaluate_rows(source, of, last - count..last, out)
+        }
         WeightExpr::Literal { values } => {
-            let range = rows.start as usize..rows.end as usize;
+            let range = index(rows.start)..index(rows.end);
             let part = values.get(range).filter(|part| part.len() == out.len());
-            let part = part.ok_or_else(|| WeightError::Corrupt {
-                name: "literal".to_owned(),
-                what: format!("{} values cannot give rows {rows:?}", values.len()),
-            })?;
-            out.copy_from_slice(part);
+            out.copy_from_slice(part.ok_or_else(|| wrong_length(out.len()))?);
             Ok(())
         }
         WeightExpr::Concat { parts } => {
-            let columns = row_length(&rows, out.len());
+            let columns = out.len().checked_div(index(count)).unwrap_or(0);
             let (mut first, mut written) = (0, 0);
             for part in parts {
-                let count = expr_shape(source, part)?.first().copied().unwrap_or(0);
-                let wanted = rows.start.max(first)..rows.end.min(first + count);
+                let part_rows = expr_shape(source, part)?.first().copied().unwrap_or(0);
+                let wanted = rows.start.max(first)..rows.end.min(first + part_rows);
                 if wanted.start < wanted.end {
-                    let length = (wanted.end - wanted.start) as usize * columns;
+                    let length = index(wanted.end - wanted.start) * columns;
                     let local = wanted.start - first..wanted.end - first;
                     evaluate_rows(source, part, local, &mut out[written..written + length])?;
                     written += length;
                 }
-                first += count;
+                first += part_rows;
             }
-            Ok(())
+            if written == out.len() { Ok(()) } else { Err(wrong_length(out.len())) }
         }
         WeightExpr::Transpose { of } => {
-            let shape = expr_shape(source, of)?;
-            let [inner_rows, inner_columns] = shape[..] else {
-                return Err(WeightError::Corrupt {
-                    name: of.tensors().join(", "),
-                    what: format!("a matrix was expected, the shape is {shape:?}"),
-                });
+            let [columns, width] = expr_shape(source, expr)?[..] else {
+                return Err(wrong_length(out.len()));
             };
-            let mut line = vec![0.0; inner_columns as usize];
-            let width = inner_rows as usize;
-            for row in 0..inner_rows {
+            if rows.end > columns || Some(out.len()) != index(count).checked_mul(index(width)) {
+                return Err(wrong_length(out.len()));
+            }
+            let mut line = vec![0.0; index(columns)];
+            for row in 0..width {
                 evaluate_rows(source, of, row..row + 1, &mut line)?;
-                for (index, column) in (rows.start..rows.end).enumerate() {
-                    out[index * width + row as usize] = line[column as usize];
+                let wanted = &line[index(rows.start)..index(rows.end)];
+                for (out_row, value) in out.chunks_exact_mut(index(width)).zip(wanted) {
+                    out_row[index(row)] = *value;
                 }
             }
             Ok(())
@@ -147,7 +162,132 @@ pub fn evaluate_rows(
     }
 }
 
-fn row_length(rows: &Range<u64>, elements: usize) -> usize {
-    let count = (rows.end - rows.start) as usize;
-    if count == 0 { 0 } else { elements / count }
+/// A count as an index. What does not fit finds nothing to index, whatever is read.
+fn index(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+/// A recipe that does not fit its tensors.
+fn misfit(expr: &WeightExpr, what: String) -> WeightError {
+    let names = expr.tensors();
+    let name = if names.is_empty() { "literal".to_owned() } else { names.join(", ") };
+    WeightError::Corrupt { name, what }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    struct Tensors(BTreeMap<&'static str, (Vec<u64>, Vec<f32>)>);
+
+    impl Tensors {
+        /// `a` is `[[0, 1, 2], [3, 4, 5]]`, `b` is `[[10, 11, 12]]`, `v` is `[7, 8, 9]`.
+        fn new() -> Self {
+            Self(BTreeMap::from([
+                ("a", (vec![2, 3], (0..6_u8).map(f32::from).collect())),
+                ("b", (vec![1, 3], vec![10.0, 11.0, 12.0])),
+                ("v", (vec![3], vec![7.0, 8.0, 9.0])),
+            ]))
+        }
+    }
+
+    impl WeightSource for Tensors {
+        fn shape(&self, name: &str) -> Result<Vec<u64>, WeightError> {
+            let found = self.0.get(name).ok_or_else(|| WeightError::NotFound { name: name.to_owned() })?;
+            Ok(found.0.clone())
+        }
+
+        fn names(&self) -> Vec<String> {
+            self.0.keys().map(|&name| name.to_owned()).collect()
+        }
+
+        fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
+            let (shape, values) = &self.0[name];
+            let width: u64 = shape[1..].iter().product();
+            let range = (rows.start * width) as usize..(rows.end * width) as usize;
+            let part = values.get(range).filter(|part| part.len() == out.len());
+            let part = part.ok_or_else(|| WeightError::Corrupt { name: name.to_owned(), what: "rows".to_owned() })?;
+            out.copy_from_slice(part);
+            Ok(())
+        }
+    }
+
+    fn tensor(name: &str) -> Box<WeightExpr> {
+        Box::new(WeightExpr::tensor(name))
+    }
+
+    fn evaluate(expr: &WeightExpr, rows: Range<u64>) -> Result<Vec<f32>, WeightError> {
+        let width: u64 = expr_shape(&Tensors::new(), expr)?[1..].iter().product();
+        let mut out = vec![f32::NAN; ((rows.end - rows.start) * width) as usize];
+        evaluate_rows(&Tensors::new(), expr, rows, &mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn a_tensor_is_read_as_it_is() {
+        assert_eq!(evaluate(&tensor("a"), 1..2).unwrap(), [3.0, 4.0, 5.0]);
+        assert_eq!(evaluate(&tensor("v"), 1..3).unwrap(), [8.0, 9.0]);
+    }
+
+    #[test]
+    fn any_rows_of_a_transpose_can_be_evaluated() {
+        let expr = WeightExpr::Transpose { of: tensor("a") };
+        assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [3, 2]);
+        assert_eq!(evaluate(&expr, 0..3).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(evaluate(&expr, 1..2).unwrap(), [1.0, 4.0]);
+    }
+
+    #[test]
+    fn a_concatenation_is_evaluated_across_its_parts() {
+        let expr = WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("b"), *tensor("a")] };
+        assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [5, 3]);
+        assert_eq!(evaluate(&expr, 1..4).unwrap(), [3.0, 4.0, 5.0, 10.0, 11.0, 12.0, 0.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn rows_cut_what_they_are_given() {
+        let transposed = Box::new(WeightExpr::Transpose { of: tensor("a") });
+        let expr = WeightExpr::Rows { of: transposed, start: 1, end: 3 };
+        assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [2, 2]);
+        assert_eq!(evaluate(&expr, 0..2).unwrap(), [1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(evaluate(&expr, 1..2).unwrap(), [2.0, 5.0]);
+    }
+
+    #[test]
+    fn a_literal_has_one_element_a_row() {
+        let expr = WeightExpr::Literal { values: vec![1.0, 2.0, 3.0] };
+        assert_eq!(evaluate(&expr, 1..3).unwrap(), [2.0, 3.0]);
+    }
+
+    #[test]
+    fn recipes_that_do_not_fit_are_errors_that_name_the_tensor() {
+        let cases = [
+            (WeightExpr::Transpose { of: tensor("v") }, "\"v\""),
+            (WeightExpr::Rows { of: tensor("a"), start: 1, end: 3 }, "\"a\""),
+            (WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("v")] }, "\"v\""),
+            (WeightExpr::Concat { parts: Vec::new() }, "literal"),
+            (*tensor("c"), "\"c\""),
+        ];
+        for (expr, name) in cases {
+            let error = expr_shape(&Tensors::new(), &expr).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_exist_are_errors() {
+        let transpose = WeightExpr::Transpose { of: tensor("a") };
+        let concat = WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("b")] };
+        let rows = WeightExpr::Rows { of: tensor("a"), start: 0, end: 1 };
+        let literal = WeightExpr::Literal { values: vec![1.0] };
+        for (expr, range, length) in
+            [(transpose, 2..4, 4), (concat, 2..4, 6), (rows, 0..2, 6), (literal, 0..2, 2), (*tensor("a"), 1..3, 6)]
+        {
+            let mut out = vec![0.0; length];
+            let result = evaluate_rows(&Tensors::new(), &expr, range, &mut out);
+            assert!(matches!(result, Err(WeightError::Corrupt { .. })), "{expr:?}: {result:?}");
+        }
+    }
 }

@@ -1,0 +1,42 @@
+# The one entry point, for people and CI. `make demo` and `make test` install what is missing.
+
+CARGO ?= cargo
+MODELS := .roundhouse/models
+SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.DEFAULT_GOAL := help
+.PHONY: help setup models build demo test check bench clean
+
+help: ## What there is to make
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: ## Install the system packages that the build needs
+	@scripts/setup.sh
+
+models: $(SMOLLM2) ## Get the small real model (SmolLM2-135M-Instruct, 98 MB)
+
+$(SMOLLM2): scripts/fetch_models.py | setup
+	@python3 scripts/fetch_models.py
+
+build: setup ## Build the release binary
+	$(CARGO) build --release --locked --bin roundhouse
+
+demo: build models ## Start both services, compile SmolLM2 and stream an answer
+	@scripts/demo.sh target/release/roundhouse
+
+test: setup models ## Every test
+	$(CARGO) test --workspace --locked
+
+check: setup ## What CI checks beside the tests: format, lints, documentation, dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --quiet cargo-deny@0.20.2
+	$(CARGO) deny --all-features check bans licenses sources
+
+bench: build models ## Speed against llama.cpp, side by side (installs it by pip)
+	@scripts/bench.sh target/release/roundhouse
+
+clean: ## Remove what was built and fetched
+	$(CARGO) clean
+	rm -rf .roundhouse

@@ -1,0 +1,92 @@
+//! `chat`: a conversation in the terminal, streaming.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anyhow::Context as _;
+use clap::Args;
+use roundhouse_proto::executor::{
+    CancelRequest, ChatMessage, ChatMessages, CreateSessionRequest, DeleteSessionRequest, FinishReason,
+    GenerateRequest, LoadEngineRequest, StoppingOptions, generate_request,
+};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::clients::ServiceArgs;
+use crate::compile::{self, ModelArgs};
+use crate::generate::{SamplingArgs, generate};
+
+/// `roundhouse chat`.
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    services: ServiceArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// A system message to begin with.
+    #[arg(long)]
+    system: Option<String>,
+    /// New tokens of one answer.
+    #[arg(long, default_value_t = 512)]
+    num_tokens: u32,
+}
+
+pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
+    let mut compiler = args.services.compiler().await?;
+    let mut executor = args.services.executor().await?;
+    let compiled = compile::compile(&mut compiler, args.model.request()).await?;
+    let engine_key = compiled.engine.context("the compiler's answer has no engine")?.key;
+    executor.load_engine(LoadEngineRequest { engine_key: engine_key.clone() }).await?;
+    let create = CreateSessionRequest { engine: Some(engine_key.clone()), ..CreateSessionRequest::default() };
+    let session = executor.create_session(create).await?.into_inner();
+    let interactive = std::io::stdin().is_terminal();
+    if interactive {
+        eprintln!("Type a message; Ctrl-C stops an answer, Ctrl-D ends the conversation.");
+    }
+
+    let mut system = args.system;
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    loop {
+        if interactive {
+            eprint!("> ");
+        }
+        let Some(line) = lines.next_line().await? else { break };
+        if line.trim().is_empty() {
+            continue;
+        }
+        let message = |role: &str, content| ChatMessage { role: role.to_owned(), content };
+        let mut messages: Vec<_> = system.take().map(|content| message("system", content)).into_iter().collect();
+        messages.push(message("user", line));
+        let request_id = format!("chat-{}-{}", std::process::id(), session.id);
+        let request = GenerateRequest {
+            engine: Some(engine_key.clone()),
+            session_id: Some(session.id.clone()),
+            request_id: Some(request_id.clone()),
+            input: Some(generate_request::Input::Messages(ChatMessages { messages, add_generation_prompt: None })),
+            sampling: Some(args.sampling.options()),
+            stopping: Some(StoppingOptions { max_tokens: Some(args.num_tokens), ..StoppingOptions::default() }),
+            response: None,
+        };
+        let mut canceller = executor.clone();
+        let answering = generate(&mut executor, request, |text| {
+            print!("{text}");
+            // A closed standard output ends the program at the next print.
+            let _ = std::io::stdout().flush();
+        });
+        tokio::pin!(answering);
+        let answer = tokio::select! {
+            answer = &mut answering => answer?,
+            _ = tokio::signal::ctrl_c() => {
+                canceller.cancel(CancelRequest { request_id, keep_session: Some(true) }).await?;
+                answering.await?
+            }
+        };
+        println!();
+        if answer.finish_reason == FinishReason::CacheFull {
+            eprintln!("The conversation has filled the engine's {} tokens.", session.max_seq_len);
+            break;
+        }
+    }
+    executor.delete_session(DeleteSessionRequest { session_id: session.id }).await?;
+    Ok(())
+}

@@ -1,0 +1,301 @@
+//! `up`, `compiler` and `executor`: the services as processes.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use roundhouse_compiler::{CompilerConfig, CompilerService};
+use roundhouse_executor::{ExecutorConfig, ExecutorService};
+use roundhouse_rpc::{Readiness, Server, ServerConfig, shutdown_signal};
+use tonic::service::Routes;
+
+use crate::clients::ServiceArgs;
+
+/// Where a service listens.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ListenArgs {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, env = "ROUNDHOUSE_ADDRESS", value_name = "IP:PORT")]
+    address: Option<SocketAddr>,
+    /// Write the address to this file once the service listens.
+    #[arg(long, value_name = "FILE")]
+    address_file: Option<PathBuf>,
+    /// After SIGTERM, how many seconds running calls may take to end.
+    #[arg(long, default_value_t = 30)]
+    drain_seconds: u64,
+}
+
+impl ListenArgs {
+    async fn bind(&self, default_port: u16) -> anyhow::Result<Server> {
+        let address = self.address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], default_port)));
+        let drain_timeout = Duration::from_secs(self.drain_seconds);
+        let server = Server::bind(&ServerConfig { address, drain_timeout }).await?;
+        if let Some(path) = &self.address_file {
+            let whole = path.with_extension("partial");
+            std::fs::write(&whole, server.address().to_string()).with_context(|| whole.display().to_string())?;
+            std::fs::rename(&whole, path).with_context(|| path.display().to_string())?;
+        }
+        Ok(server)
+    }
+}
+
+/// Options of the compiler service.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CompilerOptions {
+    /// Where checkpoints are cached and engines are built.
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Refuse models that are folders or files of this machine.
+    #[arg(long)]
+    no_local_paths: bool,
+    /// Use the hub's cache only, never the network.
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", num_args = 0..=1, default_missing_value = "true")]
+    offline: bool,
+    /// Compilations at a time.
+    #[arg(long, default_value_t = 1)]
+    concurrent_builds: usize,
+    /// Compilations that wait.
+    #[arg(long, default_value_t = 64)]
+    queue_limit: usize,
+}
+
+/// Options of the executor service.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExecutorOptions {
+    /// Where pulled engines are kept.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Bytes of pulled engines to keep.
+    #[arg(long, value_name = "BYTES")]
+    cache_limit_bytes: Option<u64>,
+    /// Engines to load before the service is ready: keys, comma-separated.
+    #[arg(long, value_delimiter = ',', value_name = "KEY,…")]
+    load: Vec<String>,
+    /// Bytes for the KV caches of all sessions.
+    #[arg(long, default_value_t = 4 << 30)]
+    kv_memory_bytes: u64,
+    /// Generations of one engine that may run or wait at a time.
+    #[arg(long, default_value_t = 256)]
+    max_generations: usize,
+    /// Sessions at a time.
+    #[arg(long, default_value_t = 1024)]
+    max_sessions: usize,
+    /// Seconds that an idle session lives.
+    #[arg(long, default_value_t = 900)]
+    session_idle_seconds: u64,
+    /// Seconds that a client may leave its stream unread.
+    #[arg(long, default_value_t = 30)]
+    stall_seconds: u64,
+    /// New tokens in one step over all sequences.
+    #[arg(long, default_value_t = 512)]
+    step_token_budget: usize,
+    /// Threads of the CPU backend; one a core by default.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// `roundhouse compiler`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CompilerArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Engine store: a folder, s3://…, gs://… or az://….
+    #[arg(long, env = "ROUNDHOUSE_STORE", value_name = "URL")]
+    store: Option<String>,
+    #[command(flatten)]
+    options: CompilerOptions,
+}
+
+/// `roundhouse executor`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExecutorArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Engine store: a folder, s3://…, gs://… or az://….
+    #[arg(long, env = "ROUNDHOUSE_STORE", value_name = "URL")]
+    store: Option<String>,
+    #[command(flatten)]
+    options: ExecutorOptions,
+}
+
+/// `roundhouse up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Engine store: a folder, s3://…, gs://… or az://….
+    #[arg(long, env = "ROUNDHOUSE_STORE", value_name = "URL")]
+    store: Option<String>,
+    #[command(flatten)]
+    compiler: CompilerOptions,
+    #[command(flatten)]
+    executor: ExecutorOptions,
+}
+
+impl CompilerArgs {
+    /// Of a compiler service inside a command.
+    pub(crate) fn embedded(args: &ServiceArgs) -> Self {
+        let home = home(args.home.as_deref());
+        Self {
+            listen: ListenArgs { address: None, address_file: None, drain_seconds: 0 },
+            store: Some(store(args.store.as_deref(), &home)),
+            options: CompilerOptions {
+                work_dir: Some(home.join("compiler")),
+                no_local_paths: false,
+                offline: std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1"),
+                concurrent_builds: 1,
+                queue_limit: 64,
+            },
+        }
+    }
+
+    fn config(&self) -> CompilerConfig {
+        let home = home(None);
+        CompilerConfig {
+            store: store(self.store.as_deref(), &home),
+            work_dir: self.options.work_dir.clone().unwrap_or_else(|| home.join("compiler")),
+            allow_local_paths: !self.options.no_local_paths,
+            offline: self.options.offline,
+            concurrent_builds: self.options.concurrent_builds,
+            queue_limit: self.options.queue_limit,
+        }
+    }
+}
+
+impl ExecutorArgs {
+    /// Of an executor service inside a command.
+    pub(crate) fn embedded(args: &ServiceArgs) -> Self {
+        let home = home(args.home.as_deref());
+        Self {
+            listen: ListenArgs { address: None, address_file: None, drain_seconds: 0 },
+            store: Some(store(args.store.as_deref(), &home)),
+            options: ExecutorOptions {
+                cache_dir: Some(home.join("executor")),
+                cache_limit_bytes: None,
+                load: Vec::new(),
+                kv_memory_bytes: 4 << 30,
+                max_generations: 256,
+                max_sessions: 1024,
+                session_idle_seconds: 24 * 3600,
+                stall_seconds: 600,
+                step_token_budget: 512,
+                threads: args.threads,
+            },
+        }
+    }
+
+    fn config(&self) -> ExecutorConfig {
+        let home = home(None);
+        let options = &self.options;
+        ExecutorConfig {
+            store: store(self.store.as_deref(), &home),
+            cache_dir: options.cache_dir.clone().unwrap_or_else(|| home.join("executor")),
+            cache_limit_bytes: options.cache_limit_bytes,
+            kv_memory_bytes: options.kv_memory_bytes,
+            max_generations: options.max_generations,
+            max_sessions: options.max_sessions,
+            session_idle_timeout: Duration::from_secs(options.session_idle_seconds),
+            stall_timeout: Duration::from_secs(options.stall_seconds),
+            step_token_budget: options.step_token_budget,
+            threads: options.threads,
+        }
+    }
+}
+
+/// The folder for everything that is not asked for elsewhere.
+fn home(given: Option<&Path>) -> PathBuf {
+    let of_user = || {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+        cache.unwrap_or_else(std::env::temp_dir).join("roundhouse")
+    };
+    given.map_or_else(
+        || std::env::var_os("ROUNDHOUSE_HOME").map_or_else(of_user, PathBuf::from),
+        Path::to_path_buf,
+    )
+}
+
+fn store(given: Option<&str>, home: &Path) -> String {
+    given.map_or_else(|| home.join("store").display().to_string(), str::to_owned)
+}
+
+async fn stop_signal() {
+    if let Err(error) = shutdown_signal().await {
+        tracing::error!(%error, "cannot listen for signals: stopping");
+    }
+}
+
+/// Serves the compiler until SIGTERM.
+pub(crate) async fn compiler(args: CompilerArgs) -> anyhow::Result<()> {
+    let server = args.listen.bind(7610).await?;
+    run_compiler(server, args, stop_signal()).await
+}
+
+/// Serves the executor until SIGTERM.
+pub(crate) async fn executor(args: ExecutorArgs) -> anyhow::Result<()> {
+    let server = args.listen.bind(7620).await?;
+    run_executor(server, args, stop_signal()).await
+}
+
+/// Serves the compiler on `server` until `shutdown`.
+pub(crate) async fn run_compiler(
+    server: Server,
+    args: CompilerArgs,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let service = CompilerService::open(args.config()).await?;
+    tracing::info!(address = %server.address(), "compiler service");
+    let ready = |readiness: Readiness| async move { readiness.serving().await };
+    let result = server.serve(service.routes(Routes::default()), CompilerService::NAMES, ready, shutdown).await;
+    service.stop().await;
+    Ok(result?)
+}
+
+/// Serves the executor on `server` until `shutdown`.
+pub(crate) async fn run_executor(
+    server: Server,
+    args: ExecutorArgs,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let service = ExecutorService::open(args.config()).await?;
+    tracing::info!(address = %server.address(), "executor service");
+    let preload = args.options.load.clone();
+    let loader = service.clone();
+    let ready = |readiness: Readiness| async move { load_and_serve(&loader, &preload, &readiness).await };
+    let routes = service.routes(Routes::default());
+    let result = server.serve(routes, ExecutorService::NAMES, ready, shutdown).await;
+    service.stop().await;
+    Ok(result?)
+}
+
+/// Serves both in one process until SIGTERM.
+pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
+    let server = args.listen.bind(7610).await?;
+    let compiler = CompilerArgs { listen: args.listen.clone(), store: args.store.clone(), options: args.compiler };
+    let executor = ExecutorArgs { listen: args.listen, store: args.store, options: args.executor };
+    let compiler_service = CompilerService::open(compiler.config()).await?;
+    let executor_service = ExecutorService::open(executor.config()).await?;
+    tracing::info!(address = %server.address(), "compiler and executor services");
+    let routes = executor_service.routes(compiler_service.routes(Routes::default()));
+    let names: Vec<&'static str> = [CompilerService::NAMES, ExecutorService::NAMES].concat();
+    let loader = executor_service.clone();
+    let ready = |readiness: Readiness| async move { load_and_serve(&loader, &executor.options.load, &readiness).await };
+    let result = server.serve(routes, &names, ready, stop_signal()).await;
+    compiler_service.stop().await;
+    executor_service.stop().await;
+    Ok(result?)
+}
+
+/// Loads the engines that were asked for; health turns SERVING only when all are there.
+async fn load_and_serve(service: &ExecutorService, keys: &[String], readiness: &Readiness) {
+    for key in keys {
+        if let Err(error) = service.load(key).await {
+            tracing::error!(key, %error, "not ready: an engine to load at the start could not be loaded");
+            return;
+        }
+    }
+    readiness.serving().await;
+}

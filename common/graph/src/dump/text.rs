@@ -1,0 +1,133 @@
+//! The text dump: one line a value, the same for equal graphs, made for snapshot tests and for reading.
+
+use std::fmt::Write as _;
+
+use crate::{AttentionAttributes, DType, Dim, Graph, Node, Op, Origin, RotaryAttributes, ValueId, WeightExpr};
+
+impl Graph {
+    /// As text: symbols, inputs, weights, nodes in execution order, outputs.
+    ///
+    /// ```text
+    /// graph "tiny" (batch: 1..=4, seq: 1..=16)
+    ///   %0 input_ids i64[batch, seq] = input
+    ///   %1 embedding.weight f32[32, 8] = weight tensor("model.embed_tokens.weight")
+    ///   %2 hidden f32[batch, seq, 8] = embedding(%0, %1)
+    ///   return %2
+    /// ```
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let symbols: Vec<String> =
+            self.symbols().iter().map(|symbol| format!("{}: {}..={}", symbol.name, symbol.min, symbol.max)).collect();
+        let mut text = format!("graph {:?} ({})\n", self.name, symbols.join(", "));
+        for &id in self.inputs() {
+            let origin = match &self.value(id).origin {
+                Origin::Input { equals: Some(equals) } => format!("input, equals {}", equals.display(self.symbols())),
+                _ => "input".to_owned(),
+            };
+            self.line(&mut text, id, &origin);
+        }
+        for (id, _, expr) in self.weights() {
+            self.line(&mut text, id, &format!("weight {}", recipe(expr)));
+        }
+        for (_, node) in self.nodes() {
+            self.line(&mut text, node.output, &self.call(node));
+        }
+        let outputs: Vec<String> = self.outputs().iter().map(|id| format!("%{}", id.0)).collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  return {}", outputs.join(", "));
+        text
+    }
+
+    fn line(&self, text: &mut String, id: ValueId, origin: &str) {
+        let value = self.value(id);
+        let _ = writeln!(text, "  %{} {} {} = {origin}", id.0, value.name, self.show_type(value.dtype, &value.shape));
+    }
+
+    pub(super) fn show_type(&self, dtype: DType, shape: &[Dim]) -> String {
+        format!("{dtype}{}", self.show_dims(shape))
+    }
+
+    fn show_dims(&self, shape: &[Dim]) -> String {
+        let dims: Vec<String> = shape.iter().map(|dim| dim.display(self.symbols())).collect();
+        format!("[{}]", dims.join(", "))
+    }
+
+    fn call(&self, node: &Node) -> String {
+        let inputs = node.inputs.iter().map(|id| format!("%{}", id.0));
+        let arguments: Vec<String> = inputs.chain(self.attributes(&node.op)).collect();
+        format!("{}({})", node.op.name(), arguments.join(", "))
+    }
+
+    /// The attributes of an op as `name=value`, those of no effect left out.
+    pub(super) fn attributes(&self, op: &Op) -> Vec<String> {
+        let show = |dim: &Dim| dim.display(self.symbols());
+        match op {
+            Op::MatMul { transpose_b } => flag("transpose_b", *transpose_b),
+            Op::Scale { factor } => vec![format!("factor={factor}")],
+            Op::Gelu { approximation } => {
+                vec![format!("approximation={}", format!("{approximation:?}").to_lowercase())]
+            }
+            Op::SoftCap { cap } => vec![format!("cap={cap}")],
+            Op::RmsNorm { epsilon, unit_offset } => {
+                [vec![format!("epsilon={epsilon:e}")], flag("unit_offset", *unit_offset)].concat()
+            }
+            Op::LayerNorm { epsilon } => vec![format!("epsilon={epsilon:e}")],
+            Op::RotaryEmbedding(attributes) => rotary(attributes),
+            Op::ScaledDotProductAttention(attributes) => attention(attributes),
+            Op::Cat { axis } | Op::Gather { axis } | Op::Softmax { axis } => vec![format!("axis={axis}")],
+            Op::Slice { axis, start, end } => vec![format!("axis={axis}"), format!("{}..{}", show(start), show(end))],
+            Op::Reshape { shape } => vec![format!("shape={}", self.show_dims(shape))],
+            Op::Transpose { permutation } => vec![format!("permutation={permutation:?}")],
+            Op::Cast { to } => vec![format!("to={to}")],
+            Op::Embedding
+            | Op::Linear
+            | Op::Add
+            | Op::Mul
+            | Op::Silu
+            | Op::SiluMul
+            | Op::KvCacheUpdate
+            | Op::LastToken => Vec::new(),
+        }
+    }
+}
+
+fn flag(name: &str, set: bool) -> Vec<String> {
+    if set { vec![name.to_owned()] } else { Vec::new() }
+}
+
+fn rotary(attributes: &RotaryAttributes) -> Vec<String> {
+    let angles = match &attributes.inv_freq[..] {
+        [] => "inv_freq=[]".to_owned(),
+        [only] => format!("inv_freq=[{only}]"),
+        [first, .., last] => format!("inv_freq=[{first}, … {} …, {last}]", attributes.inv_freq.len()),
+    };
+    let factor = attributes.attention_factor;
+    let factor = (factor != 1.0).then(|| format!("attention_factor={factor}"));
+    [vec![angles], factor.into_iter().collect(), flag("interleaved", attributes.interleaved)].concat()
+}
+
+fn attention(attributes: &AttentionAttributes) -> Vec<String> {
+    let mut shown = flag("causal", attributes.causal);
+    shown.extend(attributes.window.map(|window| format!("window={window}")));
+    shown.extend(attributes.scale.map(|scale| format!("scale={scale}")));
+    shown.extend(attributes.soft_cap.map(|cap| format!("soft_cap={cap}")));
+    shown.extend(flag("mask", attributes.has_mask));
+    shown.extend(flag("kv_lengths", attributes.has_kv_lengths));
+    shown
+}
+
+fn recipe(expr: &WeightExpr) -> String {
+    match expr {
+        WeightExpr::Tensor { name } => format!("tensor({name:?})"),
+        WeightExpr::Transpose { of } => format!("transpose({})", recipe(of)),
+        WeightExpr::Rows { of, start, end } => format!("rows({}, {start}..{end})", recipe(of)),
+        WeightExpr::Concat { parts } => {
+            let parts: Vec<String> = parts.iter().map(recipe).collect();
+            format!("concat({})", parts.join(", "))
+        }
+        WeightExpr::Literal { values } => match &values[..] {
+            [first, .., last] if values.len() > 4 => format!("literal({first}, … {} …, {last})", values.len()),
+            _ => format!("literal({})", values.iter().map(f32::to_string).collect::<Vec<_>>().join(", ")),
+        },
+    }
+}

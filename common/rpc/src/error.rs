@@ -1,0 +1,143 @@
+//! Failures as statuses with `google.rpc` details.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The `domain` of every `ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "roundhouse";
+
+/// The `reason`s of `ErrorInfo`: part of the interface, for programs to match.
+pub mod reason {
+    /// A field of the request is missing or wrong; `BadRequest` names it.
+    pub const INVALID_FIELD: &str = "INVALID_FIELD";
+    /// No model of this ID, path or URL.
+    pub const MODEL_NOT_FOUND: &str = "MODEL_NOT_FOUND";
+    /// The model is gated or private and the compiler's credentials do not reach it.
+    pub const MODEL_ACCESS_DENIED: &str = "MODEL_ACCESS_DENIED";
+    /// No file builds this architecture, or it has a config value that none handles.
+    pub const UNSUPPORTED_MODEL: &str = "UNSUPPORTED_MODEL";
+    /// The checkpoint's files are broken or incomplete.
+    pub const CORRUPT_CHECKPOINT: &str = "CORRUPT_CHECKPOINT";
+    /// No engine of this key.
+    pub const ENGINE_NOT_FOUND: &str = "ENGINE_NOT_FOUND";
+    /// An engine name fits none or several of the loaded engines.
+    pub const ENGINE_NOT_LOADED: &str = "ENGINE_NOT_LOADED";
+    /// The engine was built for another target.
+    pub const ENGINE_INCOMPATIBLE: &str = "ENGINE_INCOMPATIBLE";
+    /// The engine's blobs are broken.
+    pub const CORRUPT_ENGINE: &str = "CORRUPT_ENGINE";
+    /// No room on a disk.
+    pub const DISK_FULL: &str = "DISK_FULL";
+    /// The object store or the hub cannot be reached.
+    pub const STORAGE_UNAVAILABLE: &str = "STORAGE_UNAVAILABLE";
+    /// The queue is full.
+    pub const QUEUE_FULL: &str = "QUEUE_FULL";
+    /// No room for another KV cache.
+    pub const KV_MEMORY_EXHAUSTED: &str = "KV_MEMORY_EXHAUSTED";
+    /// The prompt does not fit the cache.
+    pub const PROMPT_TOO_LONG: &str = "PROMPT_TOO_LONG";
+    /// The model has no chat template.
+    pub const NO_CHAT_TEMPLATE: &str = "NO_CHAT_TEMPLATE";
+    /// No session of this ID, or it has expired.
+    pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";
+    /// Another generation runs in the session.
+    pub const SESSION_BUSY: &str = "SESSION_BUSY";
+    /// Another request of this ID runs.
+    pub const REQUEST_ID_IN_USE: &str = "REQUEST_ID_IN_USE";
+    /// No operation of this name.
+    pub const OPERATION_NOT_FOUND: &str = "OPERATION_NOT_FOUND";
+    /// The operation is still running.
+    pub const OPERATION_RUNNING: &str = "OPERATION_RUNNING";
+    /// The operation was cancelled.
+    pub const CANCELLED: &str = "CANCELLED";
+    /// The deadline passed.
+    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
+    /// The client read nothing for too long.
+    pub const CLIENT_STALLED: &str = "CLIENT_STALLED";
+    /// The service is going down.
+    pub const DRAINING: &str = "DRAINING";
+    /// A fault of the service.
+    pub const INTERNAL: &str = "INTERNAL";
+}
+
+/// A failure on its way to becoming a [`Status`].
+#[derive(Debug, Clone)]
+pub struct Failure {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    metadata: HashMap<String, String>,
+    field: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure of this code with an `ErrorInfo` of this reason.
+    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), metadata: HashMap::new(), field: None, retry_after: None }
+    }
+
+    /// INVALID_ARGUMENT with a `BadRequest` violation of `field`.
+    pub fn invalid_field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: Some(field.into()), ..Self::new(Code::InvalidArgument, reason::INVALID_FIELD, message) }
+    }
+
+    /// Adds a key and value to `ErrorInfo.metadata`.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl ToString) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Names the field at fault, in a `BadRequest` violation.
+    #[must_use]
+    pub fn at_field(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    /// Adds a `RetryInfo`.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(failure.reason, ERROR_DOMAIN, failure.metadata);
+        if let Some(field) = failure.field {
+            details.add_bad_request_violation(field, failure.message.clone());
+        }
+        if let Some(delay) = failure.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(failure.code, failure.message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_carries_its_reason_field_and_delay() {
+        let status = Status::from(
+            Failure::invalid_field("sampling.top_p", "top_p must be in (0, 1], found 3")
+                .with("found", 3)
+                .retry_after(Duration::from_secs(2)),
+        );
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason::INVALID_FIELD, ERROR_DOMAIN));
+        assert_eq!(info.metadata.get("found").map(String::as_str), Some("3"));
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "sampling.top_p");
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_secs(2)));
+    }
+}

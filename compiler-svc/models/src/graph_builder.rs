@@ -1,0 +1,126 @@
+//! Building a decoder's graph: weights are checked against the checkpoint as they are named.
+
+use std::collections::BTreeSet;
+
+use roundhouse_backend::{WeightError, WeightSource};
+use roundhouse_graph::{DType, Dim, Graph, Op, SymbolId, ValueId, WeightExpr};
+
+use crate::ModelError;
+
+/// Most names of unused tensors in a message.
+const MAX_NAMES: usize = 5;
+
+/// A decoder's graph under construction, with its inputs `input_ids` and `position_ids`, both `[batch, seq] i64`.
+pub(crate) struct GraphBuilder<'a> {
+    graph: Graph,
+    weights: &'a dyn WeightSource,
+    used: BTreeSet<String>,
+    /// The symbol `batch`.
+    pub(crate) batch: SymbolId,
+    /// The symbol `seq`.
+    pub(crate) seq: SymbolId,
+    /// `[batch, seq] i64`.
+    pub(crate) input_ids: ValueId,
+    /// `[batch, seq] i64`.
+    pub(crate) position_ids: ValueId,
+}
+
+impl<'a> GraphBuilder<'a> {
+    /// An empty graph with its two inputs; `seq` is at most `max_position_embeddings`.
+    pub(crate) fn new(name: &str, max_position_embeddings: u32, weights: &'a dyn WeightSource) -> Self {
+        let mut graph = Graph::new(name);
+        let batch = graph.add_symbol("batch", 1, i64::from(u32::MAX));
+        let seq = graph.add_symbol("seq", 1, i64::from(max_position_embeddings));
+        let shape = vec![Dim::symbol(batch), Dim::symbol(seq)];
+        let input_ids = graph.add_input("input_ids", DType::I64, shape.clone());
+        let position_ids = graph.add_input("position_ids", DType::I64, shape);
+        Self { graph, weights, used: BTreeSet::new(), batch, seq, input_ids, position_ids }
+    }
+
+    /// The checkpoint's tensor of this name, once it is known to have this shape.
+    pub(crate) fn weight(&mut self, name: &str, shape: &[u32]) -> Result<ValueId, ModelError> {
+        let found = self.weights.shape(name)?;
+        let expected: Vec<u64> = shape.iter().map(|&dim| u64::from(dim)).collect();
+        if found != expected {
+            return Err(WeightError::Shape { name: name.to_owned(), expected, found }.into());
+        }
+        self.used.insert(name.to_owned());
+        let shape: Vec<i64> = shape.iter().map(|&dim| i64::from(dim)).collect();
+        Ok(self.graph.add_weight(name, DType::F32, &shape, WeightExpr::tensor(name)))
+    }
+
+    /// A node; its output.
+    pub(crate) fn node(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId, ModelError> {
+        Ok(self.graph.add_node(op, inputs)?)
+    }
+
+    /// `x […, inputs] → […, outputs]` by `{prefix}.weight`, and `{prefix}.bias` if `bias`.
+    pub(crate) fn linear(
+        &mut self,
+        prefix: &str,
+        x: ValueId,
+        [inputs, outputs]: [u32; 2],
+        bias: bool,
+    ) -> Result<ValueId, ModelError> {
+        let weight = self.weight(&format!("{prefix}.weight"), &[outputs, inputs])?;
+        if bias {
+            let bias = self.weight(&format!("{prefix}.bias"), &[outputs])?;
+            self.node(Op::Linear, &[x, weight, bias])
+        } else {
+            self.node(Op::Linear, &[x, weight])
+        }
+    }
+
+    /// `x [batch, seq, heads · head_dim] → [batch, heads, seq, head_dim]`.
+    pub(crate) fn split_heads(
+        &mut self,
+        x: ValueId,
+        heads: u32,
+        head_dim: u32,
+    ) -> Result<ValueId, ModelError> {
+        let shape = vec![Dim::symbol(self.batch), Dim::symbol(self.seq), constant(heads), constant(head_dim)];
+        let x = self.node(Op::Reshape { shape }, &[x])?;
+        self.node(Op::Transpose { permutation: vec![0, 2, 1, 3] }, &[x])
+    }
+
+    /// `x [batch, heads, seq, head_dim] → [batch, seq, heads · head_dim]`; `width` is that product.
+    pub(crate) fn merge_heads(&mut self, x: ValueId, width: u32) -> Result<ValueId, ModelError> {
+        let x = self.node(Op::Transpose { permutation: vec![0, 2, 1, 3] }, &[x])?;
+        let shape = vec![Dim::symbol(self.batch), Dim::symbol(self.seq), constant(width)];
+        self.node(Op::Reshape { shape }, &[x])
+    }
+
+    /// The checkpoint.
+    pub(crate) fn checkpoint(&self) -> &'a dyn WeightSource {
+        self.weights
+    }
+
+    /// The graph with `logits` as its output. `ignored` says which tensors a checkpoint may hold beside those used.
+    ///
+    /// # Errors
+    /// [`ModelError::UnusedTensors`] when it holds others: a bias or a norm that the config does not mention.
+    pub(crate) fn finish(
+        mut self,
+        logits: ValueId,
+        architecture: &'static str,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<Graph, ModelError> {
+        let mut names = self.weights.names();
+        names.retain(|name| !self.used.contains(name) && !ignored(name));
+        if !names.is_empty() {
+            names.sort();
+            let count = names.len();
+            names.truncate(MAX_NAMES);
+            let more = if count > names.len() { ", …" } else { "" };
+            let names = format!("{}{more}", names.join(", "));
+            return Err(ModelError::UnusedTensors { architecture, count, names });
+        }
+        self.graph.add_output("logits", logits);
+        roundhouse_graph::verify(&self.graph)?;
+        Ok(self.graph)
+    }
+}
+
+fn constant(value: u32) -> Dim {
+    Dim::constant(i64::from(value))
+}

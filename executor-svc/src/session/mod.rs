@@ -1,0 +1,9 @@
+//! Sessions: a token history and its KV cache, leased to one generation at a time.
+
+mod kv_memory;
+mod lease;
+mod registry;
+
+pub use kv_memory::{KvMemory, KvMemoryExhausted, KvReservation};
+pub use lease::{Lease, SessionState};
+pub use registry::{Session, SessionError, SessionInfo, Sessions};
