@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod convert;
 pub mod jobs;
 pub mod pipeline;
+mod progress;
 pub mod service;
 
 pub use config::CompilerConfig;

@@ -9,7 +9,7 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from prompts import PROMPTS
 
@@ -25,13 +25,20 @@ def load(gguf: Path):
     if digest != GGUF_SHA256:
         raise SystemExit(f"{gguf}: SHA-256 is {digest}, expected {GGUF_SHA256}: run scripts/fetch_models.py")
     source = dict(pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        **source,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        quantization_config=GgufConfig(dequantize=True),  # plain float32 matrices, never packed kernels
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # Transformers drops the pre-tokenizer named in the file ("smollm"): single digits, then the GPT-2 expression.
     # Without the first, blanks before a digit are grouped as in no published SmolLM2 tokenizer.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    linears = [module for module in model.modules() if "Linear" in type(module).__name__]
+    assert all(type(module) is torch.nn.Linear and module.weight.dtype == torch.float32 for module in linears)
     config = model.config
     assert config.rope_parameters["rope_theta"] == 100_000.0 and config.rope_parameters["rope_type"] == "default"
     assert abs(config.rms_norm_eps - 1e-5) < 1e-12

@@ -46,7 +46,8 @@ pub fn infer(op: &Op, inputs: &[&Value]) -> Result<(DType, Shape), GraphError> {
         Op::Cast { to } => layout::cast(op, inputs, *to),
     }?;
     if shape.len() > MAX_RANK {
-        let what = format!("the output would have {} dimensions, at most {MAX_RANK} are allowed", shape.len());
+        let what =
+            format!("the output would have {} dimensions, at most {MAX_RANK} are allowed", shape.len());
         return Err(GraphError::Type { op: op.name(), what });
     }
     Ok((dtype, shape))

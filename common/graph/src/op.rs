@@ -165,7 +165,14 @@ impl AttentionAttributes {
     /// Plain causal attention.
     #[must_use]
     pub const fn causal() -> Self {
-        Self { causal: true, window: None, scale: None, soft_cap: None, has_mask: false, has_kv_lengths: false }
+        Self {
+            causal: true,
+            window: None,
+            scale: None,
+            soft_cap: None,
+            has_mask: false,
+            has_kv_lengths: false,
+        }
     }
 }
 

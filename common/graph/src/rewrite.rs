@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::{DType, Dim, Graph, GraphError, Node, NodeId, Op, Origin, Shape, SymbolId, Value, ValueId, WeightExpr};
 use crate::infer::infer_node;
+use crate::{
+    DType, Dim, Graph, GraphError, Node, NodeId, Op, Origin, Shape, SymbolId, Value, ValueId, WeightExpr,
+};
 use crate::{infer, verify};
 
 /// An edit of a graph.
@@ -208,7 +210,12 @@ impl Rewriter {
     ///
     /// # Errors
     /// When an output would become an input or a weight, whose name is not free to change.
-    pub fn replace_uses_after(&mut self, after: NodeId, of: ValueId, with: ValueId) -> Result<(), GraphError> {
+    pub fn replace_uses_after(
+        &mut self,
+        after: NodeId,
+        of: ValueId,
+        with: ValueId,
+    ) -> Result<(), GraphError> {
         let first = self.place(after)? + 1;
         self.replace_uses_from(first, of, with)
     }
@@ -260,7 +267,9 @@ impl Rewriter {
     /// When a node makes the value: its dtype follows from its inputs.
     pub fn set_dtype(&mut self, value: ValueId, dtype: DType) -> Result<(), GraphError> {
         if self.value(value).origin == Origin::Node {
-            return Err(self.broken(format!("the dtype of {:?} follows from its node", self.value(value).name)));
+            return Err(
+                self.broken(format!("the dtype of {:?} follows from its node", self.value(value).name))
+            );
         }
         self.value_mut(value).dtype = dtype;
         Ok(())

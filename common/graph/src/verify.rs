@@ -78,7 +78,9 @@ impl Check<'_> {
             for &input in &node.inputs {
                 self.in_range(input, &format!("an input of {name:?}"))?;
                 if !defined[input.0 as usize] {
-                    return Err(self.broken(format!("{name:?} reads {:?} before it is made", self.name(input))));
+                    return Err(
+                        self.broken(format!("{name:?} reads {:?} before it is made", self.name(input)))
+                    );
                 }
             }
             if graph.value(node.output).origin != Origin::Node {
@@ -116,7 +118,9 @@ impl Check<'_> {
                 if let Some(&update) = written.get(input) {
                     let (reader, cache) = (self.name(node.output), self.name(*input));
                     let update = self.name(update);
-                    return Err(self.broken(format!("{reader:?} reads {cache:?} after {update:?} changed it")));
+                    return Err(
+                        self.broken(format!("{reader:?} reads {cache:?} after {update:?} changed it"))
+                    );
                 }
             }
             if let (Op::KvCacheUpdate, Some((&cache, others))) = (&node.op, node.inputs.split_first()) {

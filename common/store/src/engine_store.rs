@@ -149,16 +149,24 @@ impl EngineStore {
     }
 
     /// The manifest and its object.
-    pub(crate) async fn get_manifest_object(&self, key: &EngineKey) -> Result<(Manifest, ObjectMeta), StoreError> {
+    pub(crate) async fn get_manifest_object(
+        &self,
+        key: &EngineKey,
+    ) -> Result<(Manifest, ObjectMeta), StoreError> {
         let (json, meta) = self.get_manifest_json(key).await?;
         Ok((Manifest::from_json(key, &json)?, meta))
     }
 
     /// The manifest as it is, of at most [`Manifest::MAX_JSON_BYTES`].
-    pub(crate) async fn get_manifest_json(&self, key: &EngineKey) -> Result<(Vec<u8>, ObjectMeta), StoreError> {
+    pub(crate) async fn get_manifest_json(
+        &self,
+        key: &EngineKey,
+    ) -> Result<(Vec<u8>, ObjectMeta), StoreError> {
         let path = manifest_path(key);
         let not_found = |error: StoreError| match error {
-            StoreError::NotFound { store, .. } => StoreError::NotFound { what: format!("engine {key}"), store },
+            StoreError::NotFound { store, .. } => {
+                StoreError::NotFound { what: format!("engine {key}"), store }
+            }
             other => other,
         };
         let result: GetResult =
@@ -213,7 +221,9 @@ impl EngineStore {
                 Ok(_) => {}
                 // Deleted since the keys were listed.
                 Err(error) if error.is_not_found() => {}
-                Err(StoreError::Manifest(error)) => tracing::warn!(%key, %error, "engine left out of the list"),
+                Err(StoreError::Manifest(error)) => {
+                    tracing::warn!(%key, %error, "engine left out of the list")
+                }
                 Err(error) => return Err(error),
             }
         }

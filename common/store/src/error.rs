@@ -163,7 +163,9 @@ impl StoreError {
         let what = format!("{object} of {store}");
         match error {
             Client::NotFound { .. } => Self::NotFound { what: object.to_owned(), store: store.to_owned() },
-            Client::AlreadyExists { .. } => Self::AlreadyExists { what: object.to_owned(), store: store.to_owned() },
+            Client::AlreadyExists { .. } => {
+                Self::AlreadyExists { what: object.to_owned(), store: store.to_owned() }
+            }
             Client::PermissionDenied { .. } | Client::Unauthenticated { .. } => {
                 Self::PermissionDenied { what, source: error.into() }
             }
@@ -276,7 +278,11 @@ mod tests {
     fn only_a_failing_service_is_worth_another_try() {
         let map = |error| StoreError::from_client(error, "o", "s");
         assert!(map(generic("S3", "503 Slow Down")).is_retryable());
-        assert!(!map(generic("LocalFileSystem", io::Error::from(io::ErrorKind::IsADirectory))).is_retryable());
-        assert!(!map(object_store::Error::NotFound { path: String::new(), source: "gone".into() }).is_retryable());
+        assert!(
+            !map(generic("LocalFileSystem", io::Error::from(io::ErrorKind::IsADirectory))).is_retryable()
+        );
+        assert!(
+            !map(object_store::Error::NotFound { path: String::new(), source: "gone".into() }).is_retryable()
+        );
     }
 }

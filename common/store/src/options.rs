@@ -111,7 +111,9 @@ mod tests {
 
     #[test]
     fn an_option_that_no_client_knows_is_refused() {
-        for name in ["aws_region", "AWS_REGION", "google_service_account", "azure_storage_account_name", "timeout"] {
+        for name in
+            ["aws_region", "AWS_REGION", "google_service_account", "azure_storage_account_name", "timeout"]
+        {
             assert!(StoreOptions::default().with(name, "x").client_options().is_ok(), "{name}");
         }
         let error = StoreOptions::default().with("aws_regoin", "x").client_options().unwrap_err();

@@ -12,7 +12,7 @@ use crate::digest;
 use crate::engine_store::{blob_path, manifest_path};
 use crate::error::blocking;
 use crate::progress::{BlobTracker, Tracker};
-use crate::{EngineStore, StoreError, TransferProgress};
+use crate::{EngineStore, NoProgress, StoreError, TransferProgress};
 
 /// Times that a manifest is tried when somebody else's comes and goes.
 const MANIFEST_TRIES: usize = 3;
@@ -85,13 +85,11 @@ impl EngineStore {
         let paths = files.iter().map(|(_, path)| path.as_path());
         let contents: Contents<'_> =
             manifest.blobs.iter().zip(paths).map(|(blob, path)| (blob.sha256.clone(), path)).collect();
-        let tracker = Tracker::new(progress, manifest.total_bytes());
-
         for _ in 0..MANIFEST_TRIES {
-            if let Some(theirs) = self.complete_existing(&manifest, &contents, &tracker).await? {
+            if let Some(theirs) = self.complete_existing(&manifest, &contents, progress).await? {
                 return Ok(Published::AlreadyExists(theirs));
             }
-            if self.publish_new(&manifest, &contents, &tracker).await? {
+            if self.publish_new(&manifest, &contents, progress).await? {
                 tracing::info!(key = %manifest.key, store = %self, "engine published");
                 return Ok(Published::Created(manifest));
             }
@@ -107,18 +105,20 @@ impl EngineStore {
         &self,
         ours: &Manifest,
         contents: &Contents<'_>,
-        tracker: &Tracker<'_>,
+        progress: &dyn TransferProgress,
     ) -> Result<Option<Manifest>, StoreError> {
         let theirs = match self.get_manifest(&ours.key).await {
             Ok(theirs) => theirs,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error),
         };
+        let tracker = Tracker::new(progress, theirs.total_bytes());
         for blob in distinct(&theirs) {
             let Some(path) = contents.get(&blob.sha256) else {
                 if !self.has_blob(blob).await? {
                     return Err(self.missing_blob(&theirs, blob));
                 }
+                tracker.blob(blob).finish();
                 continue;
             };
             self.ensure_blob(blob, path, &mut tracker.blob(blob)).await?;
@@ -131,8 +131,9 @@ impl EngineStore {
         &self,
         manifest: &Manifest,
         contents: &Contents<'_>,
-        tracker: &Tracker<'_>,
+        progress: &dyn TransferProgress,
     ) -> Result<bool, StoreError> {
+        let tracker = Tracker::new(progress, manifest.total_bytes());
         let mut reused = Vec::new();
         for blob in distinct(manifest) {
             let Some(path) = contents.get(&blob.sha256) else { continue };
@@ -142,20 +143,20 @@ impl EngineStore {
         }
         // A blob that was there may have been deleted with another engine meanwhile: looked for again right before the
         // manifest protects it, and right after.
-        self.restore(&reused, tracker).await?;
+        self.restore(&reused).await?;
         if !self.create_manifest(manifest).await? {
             return Ok(false);
         }
-        self.restore(&reused, tracker).await?;
+        self.restore(&reused).await?;
         Ok(true)
     }
 
     /// Uploads again what has gone since it was seen.
-    async fn restore(&self, blobs: &[(&BlobRef, &FilePath)], tracker: &Tracker<'_>) -> Result<(), StoreError> {
+    async fn restore(&self, blobs: &[(&BlobRef, &FilePath)]) -> Result<(), StoreError> {
+        let silent = Tracker::new(&NoProgress, 0);
         for (blob, path) in blobs {
             if !self.has_blob(blob).await? {
-                let mut tracker = tracker.blob(blob);
-                self.upload(blob, path, &mut tracker).await?;
+                self.upload(blob, path, &mut silent.blob(blob)).await?;
             }
         }
         Ok(())
@@ -184,11 +185,13 @@ impl EngineStore {
     /// Creates the manifest unless there is one. Says whether it did.
     async fn create_manifest(&self, manifest: &Manifest) -> Result<bool, StoreError> {
         let path = manifest_path(&manifest.key);
-        let payload = PutPayload::from(manifest.to_json()?);
+        let json = manifest.to_json()?;
+        let needed = json.len() as u64;
+        let payload = PutPayload::from(json);
         match self.client.put_opts(&path, payload, PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(self.client_error(error, &path)),
+            Err(error) => Err(self.with_room(self.client_error(error, &path), needed, &path)),
         }
     }
 
@@ -213,14 +216,13 @@ async fn hash_files(files: &[(String, PathBuf)]) -> Result<Vec<BlobRef>, StoreEr
     let mut blobs = Vec::with_capacity(files.len());
     for (name, path) in files {
         let path = path.clone();
-        // Held until the end of this step: dropped with this call, it ends the thread.
-        let (alive, watch) = oneshot::channel::<()>();
+        // Dropped with this call, it tells the thread to end.
+        let (caller, _alive) = oneshot::channel::<()>();
         let (sha256, size) = blocking(move || {
             let file = File::open(&path).map_err(|error| StoreError::from_io(error, &path))?;
-            digest::hash(&file, &path, || watch.is_terminated() || is_closed(&watch))
+            digest::hash(&file, &path, || caller.is_closed())
         })
         .await?;
-        drop(alive);
         blobs.push(BlobRef { name: name.clone(), sha256, size });
     }
     Ok(blobs)
@@ -229,7 +231,8 @@ async fn hash_files(files: &[(String, PathBuf)]) -> Result<Vec<BlobRef>, StoreEr
 /// Whether two lists say the same in any order.
 fn same_blobs(left: &[BlobRef], right: &[BlobRef]) -> bool {
     let sorted = |blobs: &[BlobRef]| {
-        let mut blobs: Vec<_> = blobs.iter().map(|blob| (blob.name.clone(), blob.sha256.clone(), blob.size)).collect();
+        let mut blobs: Vec<_> =
+            blobs.iter().map(|blob| (blob.name.clone(), blob.sha256.clone(), blob.size)).collect();
         blobs.sort();
         blobs
     };

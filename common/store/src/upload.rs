@@ -14,7 +14,6 @@ use tokio::task::JoinSet;
 
 use crate::digest::hex;
 use crate::engine_store::blob_path;
-use crate::error::blocking;
 use crate::progress::BlobTracker;
 use crate::{EngineStore, StoreError};
 
@@ -36,13 +35,13 @@ impl EngineStore {
         let part_bytes = part_bytes(blob.size, self.options.part_bytes);
         let (sender, parts) = mpsc::channel(1);
         let source = Reader { blob: blob.clone(), file: file.to_owned(), part_bytes };
-        let reading = tokio::spawn(blocking(move || source.read(&sender)));
+        let reading = tokio::task::spawn_blocking(move || source.read(&sender));
         let uploaded = if blob.size <= part_bytes {
             self.upload_whole(&location, parts, reading).await.inspect(|()| tracker.add(blob.size))
         } else {
             self.upload_parts(&location, parts, reading, tracker).await
         };
-        uploaded.map_err(|error| self.with_room(error, blob, &location))
+        uploaded.map_err(|error| self.with_room(error, blob.size, &location))
     }
 
     /// Uploads in one request what fits one part.
@@ -92,15 +91,17 @@ impl EngineStore {
     async fn one_part(&self, upload: &mut Unfinished<'_>, location: &Path) -> Result<u64, StoreError> {
         match upload.in_flight.join_next().await {
             None => Ok(0),
-            Some(joined) => joined.map_err(StoreError::from_join)?.map_err(|error| self.client_error(error, location)),
+            Some(joined) => {
+                joined.map_err(StoreError::from_join)?.map_err(|error| self.client_error(error, location))
+            }
         }
     }
 
-    /// Says how much room a full disk lacks, when the store is a local folder.
-    fn with_room(&self, error: StoreError, blob: &BlobRef, location: &Path) -> StoreError {
+    /// Says how much room a full disk lacks for `needed` bytes, when the store is a local folder.
+    pub(crate) fn with_room(&self, error: StoreError, needed: u64, location: &Path) -> StoreError {
         match self.folder() {
             Some(folder) if error.is_disk_full() => {
-                StoreError::disk_full(&folder.join(location.as_ref()), blob.size)
+                StoreError::disk_full(&folder.join(location.as_ref()), needed)
             }
             _ => error,
         }
@@ -141,7 +142,9 @@ impl Reader {
         if left == 0 && !grown && hex(hasher) == self.blob.sha256 {
             return Ok(());
         }
-        Err(StoreError::InvalidArgument { what: format!("{} changed while it was published", self.file.display()) })
+        Err(StoreError::InvalidArgument {
+            what: format!("{} changed while it was published", self.file.display()),
+        })
     }
 }
 

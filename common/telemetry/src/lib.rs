@@ -1,8 +1,12 @@
-//! Tracing for services and the command line: one call in `main`.
+//! Tracing for services and the command line: one call in `main`; and what the system says of this process.
 //!
 //! Logs go to standard error, as text or JSON lines. With an OTLP endpoint, spans go there too.
 
 #![forbid(unsafe_code)]
+
+mod process;
+
+pub use process::peak_memory_bytes;
 
 use std::io::IsTerminal as _;
 

@@ -78,9 +78,10 @@ pub(crate) fn add_cache_inputs(
         rewriter.add_input(&format!("{what}_cache_{index}"), dtype, shape)
     };
     let sites = sites.iter().enumerate();
-    sites.map(|(index, site)| {
-        let [key, value] = site.key_value;
-        [add(index, "key", key), add(index, "value", value)]
-    })
-    .collect()
+    sites
+        .map(|(index, site)| {
+            let [key, value] = site.key_value;
+            [add(index, "key", key), add(index, "value", value)]
+        })
+        .collect()
 }

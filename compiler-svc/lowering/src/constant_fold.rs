@@ -52,7 +52,11 @@ fn merge(rewriter: &Rewriter, id: NodeId) -> Option<(Op, ValueId)> {
         (Op::Slice { axis: first_axis, start: offset, .. }, Op::Slice { axis, start, end })
             if first_axis == axis =>
         {
-            Op::Slice { axis: *axis, start: offset.clone() + start.clone(), end: offset.clone() + end.clone() }
+            Op::Slice {
+                axis: *axis,
+                start: offset.clone() + start.clone(),
+                end: offset.clone() + end.clone(),
+            }
         }
         (Op::Cast { to: middle }, Op::Cast { to }) if holds(*middle, rewriter.value(input).dtype) => {
             Op::Cast { to: *to }
@@ -86,7 +90,8 @@ fn identity(rewriter: &Rewriter, id: NodeId) -> Option<ValueId> {
             let neutral = if node.op == Op::Add { 0.0 } else { 1.0 };
             let &[a, b] = &node.inputs[..] else { return None };
             return [(a, b), (b, a)].into_iter().find_map(|(kept, other)| {
-                (is_all(rewriter, other, neutral) && rewriter.value(kept).shape == output.shape).then_some(kept)
+                (is_all(rewriter, other, neutral) && rewriter.value(kept).shape == output.shape)
+                    .then_some(kept)
             });
         }
         _ => false,

@@ -25,7 +25,9 @@ pub(crate) fn run(graph: Graph, options: &EngineOptions) -> Result<(Graph, PassR
 
     for (site, caches) in sites.iter().zip(&caches) {
         let mut inputs = vec![site.query];
-        for ((new, &cache), name) in site.key_value.into_iter().zip(caches).zip(["key_update", "value_update"]) {
+        for ((new, &cache), name) in
+            site.key_value.into_iter().zip(caches).zip(["key_update", "value_update"])
+        {
             let update = [cache, new, write_indices];
             inputs.push(rewriter.insert_before(site.node, name, Op::KvCacheUpdate, &update)?);
         }

@@ -15,7 +15,8 @@ pub(crate) fn run(graph: Graph, _: &EngineOptions) -> Result<(Graph, PassReport)
     let [batch, seq] = batch_and_seq_dims(&graph, NAME)?;
     let mut rewriter = Rewriter::new(graph);
     let logits = rewriter.graph().outputs().first().copied();
-    let logits = logits.filter(|&id| matches!(&rewriter.value(id).shape[..], [b, s, _] if (b, s) == (&batch, &seq)));
+    let logits =
+        logits.filter(|&id| matches!(&rewriter.value(id).shape[..], [b, s, _] if (b, s) == (&batch, &seq)));
     let Some(logits) = logits else {
         let what = "the first output is not logits [batch, seq, vocab_size]".to_owned();
         return Err(LoweringError::Unsupported { pass: NAME, what });

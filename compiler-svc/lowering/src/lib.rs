@@ -16,8 +16,8 @@
 
 #![forbid(unsafe_code)]
 
-mod attention_sites;
 mod attention_patterns;
+mod attention_sites;
 mod constant_fold;
 mod dead_code;
 mod error;

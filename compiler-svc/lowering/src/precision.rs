@@ -19,8 +19,7 @@ pub(crate) fn run(graph: Graph, options: &EngineOptions) -> Result<(Graph, PassR
     };
 
     let graph = rewriter.graph();
-    let weights: Vec<ValueId> =
-        graph.weights().map(|(id, ..)| id).filter(|&id| other(graph, id)).collect();
+    let weights: Vec<ValueId> = graph.weights().map(|(id, ..)| id).filter(|&id| other(graph, id)).collect();
     let inputs: Vec<ValueId> = graph.inputs().iter().copied().filter(|&id| other(graph, id)).collect();
     for &id in weights.iter().chain(&inputs) {
         rewriter.set_dtype(id, dtype)?;

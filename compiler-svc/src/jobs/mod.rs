@@ -3,5 +3,5 @@
 mod operation;
 mod queue;
 
-pub use operation::{Operation, Snapshot, Update};
+pub use operation::{Cursor, News, Operation, Snapshot, Update};
 pub use queue::{JobQueue, QueueFull, Submitted};

@@ -125,9 +125,10 @@ impl Window {
 /// Whether a token is written as a byte, as `tokenizers`' ByteFallback decoder sees it.
 fn is_byte_token(token: &str) -> bool {
     token.len() == 6
-        && token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).is_some_and(|digits| {
-            u8::from_str_radix(digits, 16).is_ok()
-        })
+        && token
+            .strip_prefix("<0x")
+            .and_then(|rest| rest.strip_suffix('>'))
+            .is_some_and(|digits| u8::from_str_radix(digits, 16).is_ok())
 }
 
 /// Takes the whole characters, and U+FFFD for what can become none, from the front of a buffer; what

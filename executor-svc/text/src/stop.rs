@@ -79,7 +79,11 @@ impl Pattern {
             return Err(TextError::EmptyStopString { index });
         }
         if bytes.len() > MAX_STOP_STRING_BYTES {
-            return Err(TextError::StopStringTooLong { index, bytes: bytes.len(), limit: MAX_STOP_STRING_BYTES });
+            return Err(TextError::StopStringTooLong {
+                index,
+                bytes: bytes.len(),
+                limit: MAX_STOP_STRING_BYTES,
+            });
         }
         let mut fallback = vec![0; bytes.len()];
         let mut length = 0;
@@ -116,7 +120,8 @@ mod tests {
     /// The text before the stop string that is complete first, the slow way.
     fn reference<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
         for end in text.char_indices().map(|(index, character)| index + character.len_utf8()) {
-            let found = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
+            let found =
+                stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
             if let Some(length) = found {
                 return (&text[..end - length], true);
             }
@@ -187,10 +192,16 @@ mod tests {
     #[test]
     fn limits_are_named_in_the_error() {
         let many = vec!["x"; MAX_STOP_STRINGS + 1];
-        assert!(matches!(StopMatcher::new(&many), Err(TextError::TooManyStopStrings { found: 17, limit: 16 })));
+        assert!(matches!(
+            StopMatcher::new(&many),
+            Err(TextError::TooManyStopStrings { found: 17, limit: 16 })
+        ));
         assert!(matches!(StopMatcher::new(&["a", ""]), Err(TextError::EmptyStopString { index: 1 })));
         let long = "é".repeat(129);
-        assert!(matches!(StopMatcher::new(&[long]), Err(TextError::StopStringTooLong { index: 0, bytes: 258, .. })));
+        assert!(matches!(
+            StopMatcher::new(&[long]),
+            Err(TextError::StopStringTooLong { index: 0, bytes: 258, .. })
+        ));
         assert!(StopMatcher::new(&["é".repeat(128)]).is_ok());
     }
 }

@@ -124,7 +124,11 @@ impl Tokenizer {
         self.clean_up
     }
 
-    pub(crate) fn decode_as_is(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String, TextError> {
+    pub(crate) fn decode_as_is(
+        &self,
+        tokens: &[u32],
+        skip_special_tokens: bool,
+    ) -> Result<String, TextError> {
         self.inner.decode(tokens, skip_special_tokens).map_err(TextError::Decode)
     }
 }
@@ -137,7 +141,9 @@ fn decoding(decoder: Option<&DecoderWrapper>) -> Decoding {
                 Decoding::ByteLevel
             }
             decoders => Decoding::Window {
-                byte_fallback: decoders.iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_))),
+                byte_fallback: decoders
+                    .iter()
+                    .any(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_))),
                 byte_level: decoders.iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteLevel(_))),
             },
         },
@@ -185,7 +191,10 @@ mod tests {
     fn the_byte_level_alphabet_has_one_character_for_each_byte() {
         let bytes: HashSet<u8> = ('\0'..='\u{FFFF}').filter_map(byte_level_byte).collect();
         assert_eq!(bytes.len(), 256);
-        assert_eq!(('\0'..='\u{FFFF}').filter(|&character| byte_level_byte(character).is_some()).count(), 256);
+        assert_eq!(
+            ('\0'..='\u{FFFF}').filter(|&character| byte_level_byte(character).is_some()).count(),
+            256
+        );
         assert_eq!(byte_level_byte('Ġ'), Some(b' '));
         assert_eq!(byte_level_byte('Ċ'), Some(b'\n'));
     }

@@ -102,7 +102,8 @@ mod tests {
             br#"{"bos_token": null, "eos_token": {"content": "</s>", "lstrip": false}, "pad_token": "<pad>", "x": 1}"#,
         )
         .unwrap();
-        let tokens: Vec<_> = config.special_tokens.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        let tokens: Vec<_> =
+            config.special_tokens.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
         assert_eq!(tokens, [("eos_token", "</s>"), ("pad_token", "<pad>")]);
         assert!(!config.clean_up_tokenization_spaces);
         assert_eq!(config.chat_template, None);

@@ -53,24 +53,30 @@ pub enum Rounding {
 
 /// Runs a graph. Sums run in fp64, so that what it computes is exact next to a backend's fp32.
 #[derive(Debug)]
-pub struct Interpreter<'a> {
-    graph: &'a Graph,
+pub struct Interpreter {
+    graph: Graph,
     weights: HashMap<ValueId, Tensor>,
     rounding: Rounding,
 }
 
-impl<'a> Interpreter<'a> {
+impl Interpreter {
     /// An interpreter of a graph with its weights in memory, rounded to their dtypes in the graph.
     ///
     /// # Errors
     /// When the graph does not verify, or a weight cannot be read.
-    pub fn new(graph: &'a Graph, weights: &dyn WeightSource) -> Result<Self, ReferenceError> {
+    pub fn new(graph: &Graph, weights: &dyn WeightSource) -> Result<Self, ReferenceError> {
         verify(graph)?;
         let weights = graph
             .weights()
             .map(|(id, value, expr)| Ok((id, weight(value, expr, weights)?)))
             .collect::<Result<_, WeightError>>()?;
-        Ok(Self { graph, weights, rounding: Rounding::default() })
+        Ok(Self { graph: graph.clone(), weights, rounding: Rounding::default() })
+    }
+
+    /// The graph it runs.
+    #[must_use]
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
     /// With another rounding.
@@ -79,7 +85,7 @@ impl<'a> Interpreter<'a> {
         Self { rounding, ..self }
     }
 
-    /// The outputs, by name, of these inputs.
+    /// The outputs, by name, of these inputs; and, under their own names, the inputs that were changed in place.
     ///
     /// # Errors
     /// When an input is missing, superfluous or of another shape than the others imply, or a token, position, index
@@ -96,14 +102,17 @@ impl<'a> Interpreter<'a> {
                 return Err(wrong_input(name, "it was given twice"));
             }
         }
-        let symbols = Symbols::bind(self.graph, &values)?;
+        let symbols = Symbols::bind(&self.graph, &values)?;
         for (_, node) in self.graph.nodes() {
             let output = self.node(node, &symbols, &values)?;
             values.insert(node.output, output);
         }
-        let outputs = self.graph.outputs().iter().filter_map(|id| {
-            let name = self.graph.value(*id).name.clone();
-            values.remove(id).map(|tensor| (name, tensor))
+        let written = self.graph.nodes().filter(|(_, node)| matches!(node.op, Op::KvCacheUpdate));
+        let written = written.filter_map(|(_, node)| node.inputs.first().map(|&cache| (cache, node.output)));
+        let changed = written.filter(|(cache, _)| self.graph.inputs().contains(cache));
+        let outputs = self.graph.outputs().iter().map(|&id| (id, id)).chain(changed);
+        let outputs = outputs.filter_map(|(named, id)| {
+            values.get(&id).map(|tensor| (self.graph.value(named).name.clone(), tensor.clone()))
         });
         Ok(outputs.collect())
     }

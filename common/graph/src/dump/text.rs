@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::{AttentionAttributes, DType, Dim, Graph, Node, Op, Origin, RotaryAttributes, ValueId, WeightExpr};
+use crate::{
+    AttentionAttributes, DType, Dim, Graph, Node, Op, Origin, RotaryAttributes, ValueId, WeightExpr,
+};
 
 impl Graph {
     /// As text: symbols, inputs, weights, nodes in execution order, outputs.
@@ -16,12 +18,17 @@ impl Graph {
     /// ```
     #[must_use]
     pub fn to_text(&self) -> String {
-        let symbols: Vec<String> =
-            self.symbols().iter().map(|symbol| format!("{}: {}..={}", symbol.name, symbol.min, symbol.max)).collect();
+        let symbols: Vec<String> = self
+            .symbols()
+            .iter()
+            .map(|symbol| format!("{}: {}..={}", symbol.name, symbol.min, symbol.max))
+            .collect();
         let mut text = format!("graph {:?} ({})\n", self.name, symbols.join(", "));
         for &id in self.inputs() {
             let origin = match &self.value(id).origin {
-                Origin::Input { equals: Some(equals) } => format!("input, equals {}", equals.display(self.symbols())),
+                Origin::Input { equals: Some(equals) } => {
+                    format!("input, equals {}", equals.display(self.symbols()))
+                }
                 _ => "input".to_owned(),
             };
             self.line(&mut text, id, &origin);
@@ -40,7 +47,13 @@ impl Graph {
 
     fn line(&self, text: &mut String, id: ValueId, origin: &str) {
         let value = self.value(id);
-        let _ = writeln!(text, "  %{} {} {} = {origin}", id.0, value.name, self.show_type(value.dtype, &value.shape));
+        let _ = writeln!(
+            text,
+            "  %{} {} {} = {origin}",
+            id.0,
+            value.name,
+            self.show_type(value.dtype, &value.shape)
+        );
     }
 
     pub(super) fn show_type(&self, dtype: DType, shape: &[Dim]) -> String {
@@ -75,7 +88,9 @@ impl Graph {
             Op::RotaryEmbedding(attributes) => rotary(attributes),
             Op::ScaledDotProductAttention(attributes) => attention(attributes),
             Op::Cat { axis } | Op::Gather { axis } | Op::Softmax { axis } => vec![format!("axis={axis}")],
-            Op::Slice { axis, start, end } => vec![format!("axis={axis}"), format!("{}..{}", show(start), show(end))],
+            Op::Slice { axis, start, end } => {
+                vec![format!("axis={axis}"), format!("{}..{}", show(start), show(end))]
+            }
             Op::Reshape { shape } => vec![format!("shape={}", self.show_dims(shape))],
             Op::Transpose { permutation } => vec![format!("permutation={permutation:?}")],
             Op::Cast { to } => vec![format!("to={to}")],
@@ -126,7 +141,9 @@ fn recipe(expr: &WeightExpr) -> String {
             format!("concat({})", parts.join(", "))
         }
         WeightExpr::Literal { values } => match &values[..] {
-            [first, .., last] if values.len() > 4 => format!("literal({first}, … {} …, {last})", values.len()),
+            [first, .., last] if values.len() > 4 => {
+                format!("literal({first}, … {} …, {last})", values.len())
+            }
             _ => format!("literal({})", values.iter().map(f32::to_string).collect::<Vec<_>>().join(", ")),
         },
     }

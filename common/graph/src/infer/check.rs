@@ -18,8 +18,11 @@ impl<'a> Inputs<'a> {
         required: usize,
     ) -> Result<Self, GraphError> {
         if values.len() < required || values.len() > names.len() {
-            let expected =
-                if required == names.len() { required.to_string() } else { format!("{required} to {}", names.len()) };
+            let expected = if required == names.len() {
+                required.to_string()
+            } else {
+                format!("{required} to {}", names.len())
+            };
             return Err(GraphError::InputCount { op: op.name(), expected, found: values.len() });
         }
         Ok(Self { op: op.name(), names, values })
@@ -75,12 +78,20 @@ impl<'a> Inputs<'a> {
     }
 
     /// Dimension `axis` of input `index` is `expected`, which is also `what`.
-    pub(super) fn dim(&self, index: usize, axis: usize, expected: &Dim, what: &str) -> Result<(), GraphError> {
+    pub(super) fn dim(
+        &self,
+        index: usize,
+        axis: usize,
+        expected: &Dim,
+        what: &str,
+    ) -> Result<(), GraphError> {
         match self.shape(index).get(axis) {
             Some(found) if found == expected => Ok(()),
-            Some(found) => {
-                Err(self.wrong(index, format!("dimension {axis} to be {expected} ({what})"), found.to_string()))
-            }
+            Some(found) => Err(self.wrong(
+                index,
+                format!("dimension {axis} to be {expected} ({what})"),
+                found.to_string(),
+            )),
             None => Err(self.wrong(index, format!("a dimension {axis}"), show(self.shape(index)))),
         }
     }

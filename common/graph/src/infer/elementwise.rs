@@ -3,7 +3,11 @@
 use super::check::{Inputs, show};
 use crate::{DType, Dim, GraphError, Op, Shape, Value};
 
-pub(super) fn unary(op: &Op, values: &[&Value], numbers: &[(&str, f32)]) -> Result<(DType, Shape), GraphError> {
+pub(super) fn unary(
+    op: &Op,
+    values: &[&Value],
+    numbers: &[(&str, f32)],
+) -> Result<(DType, Shape), GraphError> {
     let inputs = Inputs::new(op, values, &["x"], 1)?;
     for (attribute, value) in numbers {
         inputs.finite(attribute, *value)?;
@@ -25,7 +29,10 @@ pub(super) fn binary(op: &Op, values: &[&Value]) -> Result<(DType, Shape), Graph
     let one = Dim::constant(1);
     // Dimension `axis` of the output, counted from its first, where `shape` has one.
     let aligned = |shape: &'_ [Dim], axis: usize| {
-        (axis + shape.len()).checked_sub(rank).and_then(|own| shape.get(own).cloned()).unwrap_or_else(|| one.clone())
+        (axis + shape.len())
+            .checked_sub(rank)
+            .and_then(|own| shape.get(own).cloned())
+            .unwrap_or_else(|| one.clone())
     };
     let mut shape = Vec::with_capacity(rank);
     for axis in 0..rank {
@@ -46,7 +53,11 @@ pub(super) fn silu_mul(op: &Op, values: &[&Value]) -> Result<(DType, Shape), Gra
     let dtype = inputs.float(&[0, 1])?;
     inputs.last(0)?;
     if inputs.shape(0) != inputs.shape(1) {
-        return Err(inputs.wrong(1, format!("the shape {} of gate", show(inputs.shape(0))), show(inputs.shape(1))));
+        return Err(inputs.wrong(
+            1,
+            format!("the shape {} of gate", show(inputs.shape(0))),
+            show(inputs.shape(1)),
+        ));
     }
     Ok((dtype, inputs.shape(0).to_vec()))
 }

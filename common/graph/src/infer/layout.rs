@@ -38,8 +38,15 @@ pub(super) fn slice(
     let length = inputs.axis(0, axis)?;
     // A difference that is no constant depends on symbols: the verifier knows their ranges.
     let negative = |dim: Dim| dim.as_constant().is_some_and(|value| value < 0);
-    if negative(start.clone()) || negative(end.clone() - start.clone()) || negative(length.clone() - end.clone()) {
-        return Err(inputs.wrong(0, format!("axis {axis} to hold {start}..{end}"), format!("a length of {length}")));
+    if negative(start.clone())
+        || negative(end.clone() - start.clone())
+        || negative(length.clone() - end.clone())
+    {
+        return Err(inputs.wrong(
+            0,
+            format!("axis {axis} to hold {start}..{end}"),
+            format!("a length of {length}"),
+        ));
     }
     let mut shape = inputs.shape(0).to_vec();
     shape[axis] = end.clone() - start.clone();
@@ -80,7 +87,11 @@ fn elements(shape: &[Dim]) -> Option<(i64, Vec<Dim>)> {
     Some((product, factors))
 }
 
-pub(super) fn transpose(op: &Op, values: &[&Value], permutation: &[usize]) -> Result<(DType, Shape), GraphError> {
+pub(super) fn transpose(
+    op: &Op,
+    values: &[&Value],
+    permutation: &[usize],
+) -> Result<(DType, Shape), GraphError> {
     let inputs = Inputs::new(op, values, &["x"], 1)?;
     let shape = inputs.shape(0);
     let mut sorted = permutation.to_vec();

@@ -184,8 +184,16 @@ fn scaled_dot_product_attention() {
     let qkv = [q.clone(), k.clone(), v.clone()];
     let with = |extra: &[Value]| [&qkv[..], extra].concat();
     good(&plain, &qkv, &out);
-    bad(&plain, &[q.clone(), f16(&["B", "3", "P", "64"]), f16(&["B", "3", "P", "64"])], &["divide the 8 of q"]);
-    bad(&plain, &[q.clone(), f16(&["B", "2", "P", "32"]), v.clone()], &["(k", "dimension 3 to be 64", "found 32"]);
+    bad(
+        &plain,
+        &[q.clone(), f16(&["B", "3", "P", "64"]), f16(&["B", "3", "P", "64"])],
+        &["divide the 8 of q"],
+    );
+    bad(
+        &plain,
+        &[q.clone(), f16(&["B", "2", "P", "32"]), v.clone()],
+        &["(k", "dimension 3 to be 64", "found 32"],
+    );
     bad(&plain, &[q.clone(), k.clone(), f16(&["B", "2", "S", "64"])], &["(v", "the positions of k"]);
     bad(&plain, &[q.clone(), k.clone(), f16(&["B", "4", "P", "64"])], &["(v", "the heads of k"]);
     bad(&plain, &[q.clone(), f16(&["1", "2", "P", "64"]), v.clone()], &["(k", "the batch of q"]);
@@ -282,7 +290,9 @@ fn slice() {
 fn reshape_cancels_equal_symbolic_dimensions() {
     let to = |dims: &[&str]| Op::Reshape { shape: shape(dims) };
     let x = f32(&["B", "S", "512"]);
-    for dims in [&["B", "S", "8", "64"][..], &["S", "B", "512"], &["B", "S", "512", "1"], &["8", "S", "64", "B"]] {
+    for dims in
+        [&["B", "S", "8", "64"][..], &["S", "B", "512"], &["B", "S", "512", "1"], &["8", "S", "64", "B"]]
+    {
         good(&to(dims), std::slice::from_ref(&x), &f32(dims));
     }
     // 8·batch is 8 times batch.

@@ -14,7 +14,9 @@ impl Check<'_> {
     pub(super) fn symbols(&self) -> Result<(), GraphError> {
         let symbols = &self.graph.symbols;
         if symbols.len() > MAX_SYMBOLS {
-            return Err(self.broken(format!("it has {} symbols, at most {MAX_SYMBOLS} are allowed", symbols.len())));
+            return Err(
+                self.broken(format!("it has {} symbols, at most {MAX_SYMBOLS} are allowed", symbols.len()))
+            );
         }
         let mut names = HashSet::new();
         for symbol in symbols {
@@ -113,7 +115,9 @@ impl Check<'_> {
         for (dim, of) in dims.chain(slices) {
             if let Some(symbol) = dim.parts().1.keys().find(|symbol| !bound.contains(symbol)) {
                 let name = &self.graph.symbols[symbol.0 as usize].name;
-                return Err(self.broken(format!("{of:?} depends on symbol {name:?}, which no input gives a value")));
+                return Err(
+                    self.broken(format!("{of:?} depends on symbol {name:?}, which no input gives a value"))
+                );
             }
         }
         Ok(())

@@ -19,7 +19,9 @@ impl Check<'_> {
             }
             if value.shape.len() > MAX_RANK {
                 let rank = value.shape.len();
-                return Err(self.broken(format!("{name:?} has {rank} dimensions, at most {MAX_RANK} are allowed")));
+                return Err(
+                    self.broken(format!("{name:?} has {rank} dimensions, at most {MAX_RANK} are allowed"))
+                );
             }
             for dim in &value.shape {
                 self.dim(dim, &format!("the shape of {name:?}"))?;
@@ -33,7 +35,9 @@ impl Check<'_> {
                     self.dim(equals, &format!("what {name:?} equals"))?;
                     if value.dtype != DType::I64 || !value.shape.is_empty() {
                         let (dtype, shape) = (value.dtype, self.shape(&value.shape));
-                        return Err(self.broken(format!("index input {name:?} must be i64[], not {dtype}{shape}")));
+                        return Err(
+                            self.broken(format!("index input {name:?} must be i64[], not {dtype}{shape}"))
+                        );
                     }
                 }
                 Origin::Weight { expr } => self.weight(value, expr)?,
@@ -46,7 +50,9 @@ impl Check<'_> {
     fn weight(&self, value: &Value, expr: &WeightExpr) -> Result<(), GraphError> {
         let name = &value.name;
         if !value.dtype.is_float() {
-            return Err(self.broken(format!("weight {name:?} is {}; a float dtype was expected", value.dtype)));
+            return Err(
+                self.broken(format!("weight {name:?} is {}; a float dtype was expected", value.dtype))
+            );
         }
         let mut elements = 1_u64;
         for dim in &value.shape {

@@ -18,7 +18,8 @@ pub(super) fn tojson(state: &State<'_, '_>, value: &Value, arguments: Kwargs) ->
         }),
         None => None,
     };
-    let (item_separator, key_separator) = match arguments.get::<Option<Vec<String>>>("separators")?.as_deref() {
+    let (item_separator, key_separator) = match arguments.get::<Option<Vec<String>>>("separators")?.as_deref()
+    {
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(invalid("tojson: separators are two strings")),
         None => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
@@ -60,16 +61,18 @@ impl Writer<'_, '_, '_> {
             ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
-            ValueKind::Seq => {
-                let items = value.try_iter()?.collect::<Vec<_>>();
-                self.items('[', ']', items, depth, |writer, item| writer.value(&item, depth + 1))?;
+            // What is a list in Python may be computed on the way here, e.g. the sum of two lists.
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.items('[', ']', value.try_iter()?, depth, |writer, item| {
+                    writer.value(&item, depth + 1)
+                })?;
             }
             ValueKind::Map => {
                 let mut keys = value.try_iter()?.collect::<Vec<_>>();
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.items('{', '}', keys, depth, |writer, key| {
+                self.items('{', '}', keys.into_iter(), depth, |writer, key| {
                     writer.key(&key)?;
                     writer.text.push_str(&writer.key_separator);
                     writer.value(&value.get_item(&key)?, depth + 1)
@@ -84,14 +87,14 @@ impl Writer<'_, '_, '_> {
         &mut self,
         open: char,
         close: char,
-        items: Vec<Value>,
+        items: impl Iterator<Item = Value>,
         depth: usize,
         mut write: impl FnMut(&mut Self, Value) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.text.push(open);
-        let empty = items.is_empty();
-        for (index, item) in items.into_iter().enumerate() {
-            if index > 0 {
+        let mut empty = true;
+        for item in items {
+            if !std::mem::take(&mut empty) {
                 self.text.push_str(&self.item_separator);
             }
             self.line(depth + 1);
@@ -121,7 +124,11 @@ impl Writer<'_, '_, '_> {
                 self.value(key, 0)?;
                 self.text.push('"');
             }
-            kind => return Err(invalid(&format!("tojson: keys must be strings, numbers, booleans or none, not {kind}"))),
+            kind => {
+                return Err(invalid(&format!(
+                    "tojson: keys must be strings, numbers, booleans or none, not {kind}"
+                )));
+            }
         }
         Ok(())
     }
@@ -145,7 +152,8 @@ impl Writer<'_, '_, '_> {
             match digits.split_once('e') {
                 None => self.text.push_str(&digits),
                 Some((mantissa, exponent)) => {
-                    let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
+                    let (sign, exponent) =
+                        exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
                     let mantissa = mantissa.strip_suffix(".0").unwrap_or(mantissa);
                     // Writing to a String does not fail.
                     let _ = write!(self.text, "{mantissa}e{sign}{exponent:0>2}");

@@ -52,8 +52,7 @@ pub(super) fn binary(scope: &Scope<'_>, function: impl Fn(f32, f32) -> f32) -> T
     let rank = a.shape.len().max(b.shape.len());
     let padded = |tensor: &Tensor| [vec![1; rank - tensor.shape.len()], tensor.shape.clone()].concat();
     let (a_shape, b_shape) = (padded(a), padded(b));
-    let shape: Vec<usize> =
-        a_shape.iter().zip(&b_shape).map(|(&a, &b)| if a == 1 { b } else { a }).collect();
+    let shape: Vec<usize> = a_shape.iter().zip(&b_shape).map(|(&a, &b)| if a == 1 { b } else { a }).collect();
     let offset = |own: &[usize], index: &[usize]| {
         own.iter().zip(index).fold(0, |offset, (&size, &i)| offset * size + if size == 1 { 0 } else { i })
     };

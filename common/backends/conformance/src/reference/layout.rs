@@ -96,7 +96,9 @@ pub(super) fn gather(scope: &Scope<'_>, axis: usize) -> Result<Tensor, String> {
 pub(super) fn cast(scope: &Scope<'_>, to: DType) -> Tensor {
     let x = scope.inputs[0];
     let data = match (&x.data, to) {
-        (Data::Float(values), DType::Bool) => Data::Int(values.iter().map(|&x| i64::from(x != 0.0)).collect()),
+        (Data::Float(values), DType::Bool) => {
+            Data::Int(values.iter().map(|&x| i64::from(x != 0.0)).collect())
+        }
         (Data::Int(values), DType::Bool) => Data::Int(values.iter().map(|&x| i64::from(x != 0)).collect()),
         (Data::Float(values), DType::I64) => Data::Int(values.iter().map(|&x| x as i64).collect()),
         (Data::Int(values), DType::I64) => Data::Int(values.clone()),

@@ -25,7 +25,12 @@ impl<'a> Symbols<'a> {
         let given = given.collect::<Result<Vec<_>, ReferenceError>>()?;
         for (value, tensor) in &given {
             if !holds(tensor, value.dtype) || tensor.shape.iter().product::<usize>() != tensor.len() {
-                let what = format!("{} elements of dtype {} were expected", tensor.shape.len(), value.dtype);
+                let what = format!(
+                    "{} elements cannot be a {} of shape {:?}",
+                    tensor.len(),
+                    value.dtype,
+                    tensor.shape
+                );
                 return Err(wrong_input(&value.name, what));
             }
             for (dim, &size) in value.shape.iter().zip(&tensor.shape) {
@@ -48,7 +53,8 @@ impl<'a> Symbols<'a> {
             if let Origin::Input { equals: Some(equals) } = &value.origin
                 && symbols.evaluate(equals) != tensor.ints().first().copied()
             {
-                let what = format!("it is {:?}, the others imply {:?}", tensor.ints(), symbols.evaluate(equals));
+                let what =
+                    format!("it is {:?}, the others imply {:?}", tensor.ints(), symbols.evaluate(equals));
                 return Err(wrong_input(&value.name, what));
             }
         }

@@ -107,7 +107,8 @@ impl Signature {
         let Some((&logits, cache_outputs)) = graph.outputs().split_first() else {
             return Err(unsupported("a graph without outputs"));
         };
-        if cache_outputs.len() != cache.len() {
+        // A cache that is updated in place need not be an output.
+        if cache_outputs.len() != cache.len() && !(mode == CacheKind::InPlace && cache_outputs.is_empty()) {
             let (found, expected) = (cache_outputs.len(), cache.len());
             return Err(unsupported(format!("{found} cache outputs for {expected} cache inputs")));
         }

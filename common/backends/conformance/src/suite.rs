@@ -1,0 +1,89 @@
+//! What every backend promises, as functions that fail when it does not.
+//!
+//! A backend's tests make a [`Backend`] of its builder and runtime and the compiler's lowering, and call each function
+//! (or [`all`]) as a test of its own:
+//!
+//! ```no_run
+//! # use roundhouse_backend_conformance::{ReferenceBackend, suite};
+//! # use roundhouse_engine::EngineOptions;
+//! # use roundhouse_graph::{Graph, PassReport};
+//! # fn lower(graph: Graph, _: &EngineOptions) -> (Graph, Vec<PassReport>) { (graph, Vec::new()) }
+//! let backend = suite::Backend::new(&ReferenceBackend, &ReferenceBackend, &lower);
+//! suite::ragged_batches_equal_one_by_one(&backend).unwrap();
+//! ```
+
+mod artifact;
+mod compare;
+mod engine;
+mod errors;
+mod failure;
+mod op_graphs;
+mod ops;
+mod sequences;
+
+use roundhouse_backend::{Builder, Runtime};
+use roundhouse_engine::{CacheKind, EngineOptions, Precision};
+use roundhouse_graph::{Graph, PassReport};
+
+pub use artifact::{
+    broken_files_are_errors, builds_report_progress_and_stop_when_asked, foreign_engines_are_refused,
+};
+pub use errors::{failed_steps_change_nothing, requests_beyond_the_engine_are_refused};
+pub use failure::Failure;
+pub use ops::ops;
+pub use sequences::{
+    chunked_prefill_equals_one_prefill, every_cache_kind_equals_none, logits_equal_the_reference,
+    ragged_batches_equal_one_by_one, requests_choose_the_logits, sequences_are_isolated,
+    truncated_caches_go_on_as_fresh_ones,
+};
+
+/// The compiler's lowering: from a model's graph to one of the options' precision and cache kind.
+pub type Lower = dyn Fn(Graph, &EngineOptions) -> (Graph, Vec<PassReport>);
+
+/// A backend and how graphs reach it.
+pub struct Backend<'a> {
+    /// The builder's side.
+    pub builder: &'a dyn Builder,
+    /// The runtime's side.
+    pub runtime: &'a dyn Runtime,
+    /// The compiler's lowering.
+    pub lower: &'a Lower,
+    /// The precisions to test: all that the backend has.
+    pub precisions: Vec<Precision>,
+    /// The cache kinds to test: all that the backend has.
+    pub caches: Vec<CacheKind>,
+}
+
+impl<'a> Backend<'a> {
+    /// A backend that has every precision and cache kind.
+    #[must_use]
+    pub fn new(builder: &'a dyn Builder, runtime: &'a dyn Runtime, lower: &'a Lower) -> Self {
+        let (precisions, caches) = (Precision::ALL.to_vec(), CacheKind::ALL.to_vec());
+        Self { builder, runtime, lower, precisions, caches }
+    }
+
+    /// Every precision with every cache kind.
+    fn kinds(&self) -> impl Iterator<Item = (Precision, CacheKind)> {
+        self.precisions.iter().flat_map(|&precision| self.caches.iter().map(move |&cache| (precision, cache)))
+    }
+}
+
+/// The whole suite. `unsupported_ops` are the cases of [`ops()`] that the backend refuses.
+///
+/// # Errors
+/// The first departure from what the seam promises.
+pub fn all(backend: &Backend<'_>, unsupported_ops: &[&str]) -> Result<(), Failure> {
+    ops(backend, unsupported_ops)?;
+    logits_equal_the_reference(backend)?;
+    every_cache_kind_equals_none(backend)?;
+    ragged_batches_equal_one_by_one(backend)?;
+    chunked_prefill_equals_one_prefill(backend)?;
+    truncated_caches_go_on_as_fresh_ones(backend)?;
+    sequences_are_isolated(backend)?;
+    requests_choose_the_logits(backend)?;
+    failed_steps_change_nothing(backend)?;
+    requests_beyond_the_engine_are_refused(backend)?;
+    builds_report_progress_and_stop_when_asked(backend)?;
+    foreign_engines_are_refused(backend)?;
+    broken_files_are_errors(backend)
+}

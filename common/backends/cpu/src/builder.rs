@@ -1,0 +1,116 @@
+//! Makes engines for the CPU.
+
+use std::fs;
+use std::path::Path;
+
+use roundhouse_backend::{BackendError, BuildProgress, Builder, BuiltFile, WeightSource};
+use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, MemoryPlan, Target, blob_names};
+use roundhouse_graph::{Graph, PassReport};
+
+use crate::error::{io_error, unsupported};
+use crate::fusion::fuse;
+use crate::limits::StepLimits;
+use crate::plan::Plan;
+use crate::weights::{WeightsLayout, write_weights};
+
+/// What, changed, makes engines built before unusable: the ops that [`CpuBuilder::lower`] makes and the form of the
+/// weights file.
+const ENGINE_FORMAT: u32 = 1;
+
+/// Makes engines for the CPU: the graph after this backend's fusions, and its weights in its precision, row-major as the
+/// graph names them. Both are the same for every processor; kernels are chosen when an engine is loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuBuilder {}
+
+impl CpuBuilder {
+    /// A builder.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {}
+    }
+}
+
+/// The version that [`CpuBuilder::version`] gives and a runtime asks for.
+pub(crate) fn backend_version() -> String {
+    format!("{}+engine.{ENGINE_FORMAT}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What an engine's graph must be for its options.
+pub(crate) fn compile_plan(graph: &Graph, options: &EngineOptions) -> Result<Plan, BackendError> {
+    let plan = Plan::new(graph, StepLimits::new(graph, options))?;
+    let expected = match options.cache {
+        CacheKind::StaticV1 | CacheKind::StaticV2 => CacheKind::StaticV2,
+        other => other,
+    };
+    if plan.signature.mode != expected {
+        return Err(unsupported(format!("a graph without the inputs of the cache {}", options.cache)));
+    }
+    Ok(plan)
+}
+
+/// The memory of a process that runs a plan over a weights file of `weight_bytes`.
+pub(crate) fn plan_memory(graph: &Graph, plan: &Plan, options: &EngineOptions, weight_bytes: u64) -> MemoryPlan {
+    let constants = plan.constants.iter().map(|&id| {
+        let dims = graph.value(id).shape.iter().map(|dim| dim.as_constant().unwrap_or(0).unsigned_abs());
+        dims.product::<u64>() * size_of::<f32>() as u64
+    });
+    MemoryPlan {
+        weight_bytes,
+        kv_bytes_per_token: plan.signature.kv_bytes_per_token(),
+        workspace_bytes: plan.workspace_bytes(StepLimits::new(graph, options)) + constants.sum::<u64>(),
+    }
+}
+
+impl Builder for CpuBuilder {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Cpu
+    }
+
+    fn version(&self) -> String {
+        backend_version()
+    }
+
+    fn target(&self) -> Target {
+        Target { os: "any".to_owned(), arch: "any".to_owned(), compute_capabilities: Vec::new() }
+    }
+
+    fn lower(&self, graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError> {
+        let (graph, reports) = fuse(graph)?;
+        compile_plan(&graph, options)?;
+        WeightsLayout::new(&graph)?;
+        Ok((graph, reports))
+    }
+
+    /// Zero for a graph that [`Builder::lower`] refuses.
+    fn memory_plan(&self, graph: &Graph, options: &EngineOptions) -> MemoryPlan {
+        match (compile_plan(graph, options), WeightsLayout::new(graph)) {
+            (Ok(plan), Ok(layout)) => plan_memory(graph, &plan, options, layout.file_bytes()),
+            _ => MemoryPlan::default(),
+        }
+    }
+
+    fn build(
+        &self,
+        graph: &Graph,
+        options: &EngineOptions,
+        weights: &dyn WeightSource,
+        directory: &Path,
+        progress: &dyn BuildProgress,
+    ) -> Result<Vec<BuiltFile>, BackendError> {
+        compile_plan(graph, options)?;
+        let layout = WeightsLayout::new(graph)?;
+        let json = graph.to_json()?;
+        let total = layout.file_bytes() + json.len() as u64;
+
+        let weights_path = directory.join(blob_names::WEIGHTS);
+        write_weights(&layout, weights, &weights_path, &|done| progress.bytes(done, total))?;
+        let graph_path = directory.join(blob_names::GRAPH);
+        fs::write(&graph_path, &json).map_err(|error| io_error(&graph_path, error))?;
+        progress.bytes(total, total)?;
+        progress.log(&format!("wrote {total} bytes for {} weights", graph.weights().count()));
+        Ok(vec![
+            BuiltFile { name: blob_names::GRAPH.to_owned(), path: graph_path },
+            BuiltFile { name: blob_names::WEIGHTS.to_owned(), path: weights_path },
+        ])
+    }
+}

@@ -1,0 +1,120 @@
+//! The plan: what a graph becomes when it is loaded, once.
+//!
+//! A plan is a list of [`Step`]s, calls of kernels over strided views of fp32 buffers. Reshapes, transposes, slices and
+//! casts between float types are views, not steps, wherever strides can say them. Buffers that are not alive at the
+//! same time share a slot. All sizes are expressions over the graph's symbols, evaluated once a step of the model, so
+//! that running allocates nothing once its slots have grown.
+
+mod compile;
+mod group;
+mod packed;
+mod signature;
+mod size;
+mod slots;
+mod step;
+mod view;
+
+use roundhouse_backend::BackendError;
+use roundhouse_engine::CacheKind;
+use roundhouse_graph::{Graph, SymbolId, ValueId};
+
+use crate::limits::StepLimits;
+
+pub(crate) use signature::{CacheShape, Role, Signature};
+pub(crate) use size::{SizeId, SizeTable, Sizes};
+pub(crate) use step::{Attention, BinaryOp, Function, LinearPart, Mask, Norm, RotaryTable, Step, WeightId};
+pub(crate) use view::{BufferId, Layout, Root, View};
+
+/// A compiled graph.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) signature: Signature,
+    pub(crate) steps: Vec<PlannedStep>,
+    pub(crate) sizes: SizeTable,
+    /// By [`BufferId`].
+    pub(crate) buffers: Vec<Buffer>,
+    /// How many slots the buffers share.
+    pub(crate) slots: usize,
+    /// The lengths of the integer buffers; the graph's integer inputs are the first.
+    pub(crate) integers: Vec<SizeId>,
+    /// The inputs among the integer buffers, in their order.
+    pub(crate) integer_inputs: Vec<Role>,
+    /// By [`WeightId`].
+    pub(crate) weights: Vec<ValueId>,
+    /// Weights that are read as fp32.
+    pub(crate) constants: Vec<ValueId>,
+    pub(crate) tables: Vec<RotaryTable>,
+    /// The logits, contiguous.
+    pub(crate) logits: View,
+    /// The new cache tensors of a static cache.
+    pub(crate) cache_outputs: Vec<View>,
+    /// How many rows of logits are wanted; a symbol of the plan's own.
+    pub(crate) rows: SymbolId,
+    /// Whether the graph selects rows. Else it computes the logits of every token.
+    pub(crate) selects_rows: bool,
+}
+
+/// A step and when it runs.
+#[derive(Debug)]
+pub(crate) struct PlannedStep {
+    pub(crate) step: Step,
+    /// Whether it works on selected rows: it is skipped where no logits are wanted.
+    pub(crate) on_selected_rows: bool,
+}
+
+/// A buffer of activations.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Buffer {
+    pub(crate) elements: SizeId,
+    pub(crate) slot: usize,
+}
+
+impl Plan {
+    /// Compiles a graph.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] names the first node that the runtime cannot run.
+    pub(crate) fn new(graph: &Graph, limits: StepLimits) -> Result<Self, BackendError> {
+        let signature = Signature::new(graph)?;
+        if signature.mode == CacheKind::InPlace {
+            packed::check_packed(graph, &signature)?;
+        }
+        compile::compile(graph, signature, limits)
+    }
+
+    /// The values of the symbols in a step.
+    pub(crate) fn bind(&self, tokens: usize, rows: usize, past: usize) -> impl Fn(SymbolId) -> Option<i64> + '_ {
+        let number = |value: usize| i64::try_from(value).ok();
+        move |symbol| {
+            if symbol == self.signature.seq {
+                return number(tokens);
+            }
+            if symbol == self.rows {
+                return number(rows);
+            }
+            let (role, _) = self.signature.indices.iter().find(|(_, dim)| dim.as_symbol() == Some(symbol))?;
+            match role {
+                Role::Start => number(past),
+                Role::End => number(past + tokens),
+                _ => None,
+            }
+        }
+    }
+
+    /// Bytes of activations in the largest step.
+    pub(crate) fn workspace_bytes(&self, limits: StepLimits) -> u64 {
+        let mut sizes = Sizes::default();
+        let past = limits.sequence.saturating_sub(limits.tokens);
+        if self.sizes.evaluate(self.bind(limits.tokens, limits.rows, past), &mut sizes).is_err() {
+            return 0;
+        }
+        let mut slots = vec![0; self.slots];
+        for buffer in &self.buffers {
+            slots[buffer.slot] = sizes.get(buffer.elements).max(slots[buffer.slot]);
+        }
+        let integers: usize = self.integers.iter().map(|&size| sizes.get(size) * size_of::<i64>()).sum();
+        let tables: usize =
+            self.tables.iter().map(|table| limits.tokens * table.attributes.rotary_dim() * size_of::<f32>()).sum();
+        (slots.iter().sum::<usize>() * size_of::<f32>() + integers + tables) as u64
+    }
+}

@@ -1,0 +1,75 @@
+//! Loads engines.
+
+use std::fs;
+use std::sync::Arc;
+
+use roundhouse_backend::{BackendError, Model, Runtime};
+use roundhouse_cpu_kernels::ThreadPool;
+use roundhouse_engine::{BackendKind, EngineFiles, Manifest, blob_names};
+use roundhouse_graph::Graph;
+
+use crate::builder::backend_version;
+use crate::error::io_error;
+use crate::model::CpuModel;
+
+/// How a runtime uses the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuOptions {
+    /// Threads that compute, the caller's among them; the machine's available parallelism where absent.
+    pub threads: Option<usize>,
+}
+
+/// Loads engines onto the CPU. Its models share one pool of threads.
+pub struct CpuRuntime {
+    pool: Arc<ThreadPool>,
+}
+
+impl CpuRuntime {
+    /// A runtime with threads of its own.
+    #[must_use]
+    pub fn new(options: CpuOptions) -> Self {
+        let available = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = options.threads.unwrap_or_else(available).max(1);
+        Self { pool: Arc::new(ThreadPool::new(threads)) }
+    }
+}
+
+impl Runtime for CpuRuntime {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Cpu
+    }
+
+    fn check(&self, manifest: &Manifest) -> Result<(), BackendError> {
+        let incompatible = |found: String, needed: String| BackendError::Incompatible {
+            key: manifest.key.to_string(),
+            found,
+            needed,
+        };
+        let backend = manifest.options.backend;
+        if backend != BackendKind::Cpu {
+            return Err(incompatible(format!("the {backend} backend"), "the cpu backend".to_owned()));
+        }
+        let version = backend_version();
+        if manifest.backend_version != version {
+            let found = format!("version {} of the cpu backend", manifest.backend_version);
+            return Err(incompatible(found, format!("version {version}")));
+        }
+        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+        let target = &manifest.target;
+        let fits = |found: &str, own: &str| found == "any" || found == own;
+        if !fits(&target.os, os) || !fits(&target.arch, arch) || !target.compute_capabilities.is_empty() {
+            return Err(incompatible(target.to_string(), format!("{arch}-{os}")));
+        }
+        Ok(())
+    }
+
+    fn load(&self, engine: &EngineFiles) -> Result<Box<dyn Model>, BackendError> {
+        self.check(&engine.manifest)?;
+        let path = engine.path(blob_names::GRAPH)?;
+        let json = fs::read_to_string(path).map_err(|error| io_error(path, error))?;
+        let graph = Graph::from_json(&json)?;
+        let weights = engine.path(blob_names::WEIGHTS)?;
+        let model = CpuModel::load(&engine.manifest, &graph, weights, Arc::clone(&self.pool))?;
+        Ok(Box::new(model))
+    }
+}

@@ -1,0 +1,402 @@
+//! One compilation, from checkpoint to published engine.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use roundhouse_backend::{BackendError, Builder};
+use roundhouse_engine::{
+    BackendKind, CacheKind, EngineKey, EngineOptions, KeyInputs, Manifest, Precision, blob_names,
+};
+use roundhouse_graph::Graph;
+use roundhouse_hub::{Checkpoint, Checkpoints, HubError, ModelSource};
+use roundhouse_lowering::LoweringError;
+use roundhouse_models::ModelError;
+use roundhouse_proto::compiler::Stage;
+use roundhouse_store::{EngineStore, Published, StoreError};
+
+use crate::{COMPILER_VERSION, convert};
+use crate::jobs::Operation;
+use crate::progress::{DownloadProgress, OperationProgress, UploadProgress};
+
+/// The longest sequence of an engine whose request does not say, where the model itself allows more.
+const DEFAULT_MAX_SEQ_LEN: u32 = 4096;
+/// The most sequences in a step of an engine whose request does not say.
+const DEFAULT_MAX_BATCH_SIZE: u32 = 8;
+
+/// What a compilation was asked for; what is `None` gets its default.
+#[derive(Debug, Clone)]
+pub struct CompileRequest {
+    /// Where the checkpoint is.
+    pub source: ModelSource,
+    /// As the caller wrote it.
+    pub model: String,
+    /// The arithmetic.
+    pub precision: Precision,
+    /// How keys and values are kept.
+    pub cache: CacheKind,
+    /// What runs it.
+    pub backend: Option<BackendKind>,
+    /// Prompt and new tokens of one sequence together.
+    pub max_seq_len: Option<u32>,
+    /// Sequences in one step.
+    pub max_batch_size: Option<u32>,
+    /// Whether every position's logits are computed.
+    pub all_logits: bool,
+    /// Build nothing.
+    pub validate_only: bool,
+    /// Build even if the engine exists.
+    pub force: bool,
+}
+
+/// What a compilation made.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The engine's manifest; with `validate_only` one without blobs.
+    pub manifest: Manifest,
+    /// Whether the store had it.
+    pub reused: bool,
+}
+
+/// Why a compilation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The checkpoint.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The checkpoint lacks a file that an executor needs.
+    #[error("the checkpoint of {model} has no {file}: an executor cannot {purpose} without it")]
+    MissingFile {
+        /// The model.
+        model: String,
+        /// The file.
+        file: &'static str,
+        /// What for.
+        purpose: &'static str,
+    },
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The passes.
+    #[error(transparent)]
+    Lowering(#[from] LoweringError),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// No builder for a backend.
+    #[error("this compiler has no builder for {backend}: it has {available}")]
+    NoBuilder {
+        /// The backend asked for.
+        backend: BackendKind,
+        /// The ones there are.
+        available: String,
+    },
+    /// An option does not fit the model.
+    #[error("{field} is {found}: the model allows {allowed}")]
+    Option {
+        /// The option.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of the work folder.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A value that cannot be written as JSON.
+    #[error("JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A fault of the compiler.
+    #[error("the build ended abnormally: {0}")]
+    Panicked(String),
+}
+
+/// Everything that compilations share.
+pub struct Pipeline {
+    checkpoints: Checkpoints,
+    store: EngineStore,
+    builders: Vec<Arc<dyn Builder>>,
+    build_dir: PathBuf,
+    /// One build of a key at a time; the second finds the first one's engine.
+    keys: Mutex<HashMap<EngineKey, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// A graph ready to be built.
+struct Lowered {
+    graph: Graph,
+    source_graph: Graph,
+    manifest: Manifest,
+}
+
+impl Pipeline {
+    /// A pipeline that builds in `build_dir`.
+    #[must_use]
+    pub fn new(
+        checkpoints: Checkpoints,
+        store: EngineStore,
+        builders: Vec<Arc<dyn Builder>>,
+        build_dir: PathBuf,
+    ) -> Self {
+        Self { checkpoints, store, builders, build_dir, keys: Mutex::default() }
+    }
+
+    /// The backends it builds for.
+    pub fn backends(&self) -> impl Iterator<Item = BackendKind> {
+        self.builders.iter().map(|builder| builder.kind())
+    }
+
+    /// The store it publishes to.
+    #[must_use]
+    pub fn store(&self) -> &EngineStore {
+        &self.store
+    }
+
+    /// Compiles, or finds the engine that an equal request made.
+    ///
+    /// # Errors
+    /// [`CompileError`]. Nothing is left half written: a manifest appears in the store only with everything it names,
+    /// and the build folder is removed.
+    pub async fn compile(&self, request: &CompileRequest, operation: &Arc<Operation>) -> Result<Compiled, CompileError> {
+        let started = Instant::now();
+        let builder = self.builder(request.backend)?;
+        operation.report(Stage::Download, 0, None);
+        let progress = DownloadProgress::new(Arc::clone(operation));
+        let checkpoint = unless_cancelled(operation, self.checkpoints.open(&request.source, &progress)).await?;
+        operation.log(format!("checkpoint {} ({})", request.model, checkpoint.digest()));
+
+        operation.report(Stage::Lower, 0, None);
+        let checkpoint = Arc::new(checkpoint);
+        let lowered = {
+            let (checkpoint, builder, request) = (Arc::clone(&checkpoint), Arc::clone(&builder), request.clone());
+            blocking(move || lower(&checkpoint, &*builder, &request)).await?
+        };
+        lowered.manifest.passes.iter().for_each(|report| operation.pass(convert::pass_report(report)));
+        let key = lowered.manifest.key.clone();
+        operation.set_engine_key(key.as_str());
+        if request.validate_only {
+            return Ok(Compiled { manifest: lowered.manifest, reused: false });
+        }
+
+        let lock = self.key_lock(&key);
+        let _building = unless_cancelled(operation, async { Ok::<_, CompileError>(lock.lock().await) }).await?;
+        if !request.force
+            && let Some(manifest) = self.existing(&key).await?
+        {
+            operation.log(format!("engine {key} is in the store already"));
+            return Ok(Compiled { manifest, reused: true });
+        }
+        let published = unless_cancelled(operation, self.build(&checkpoint, builder, lowered, operation)).await?;
+        operation.log(format!("engine {key} published after {:.2?}", started.elapsed()));
+        let reused = !published.is_created() && !request.force;
+        Ok(Compiled { manifest: published.into_manifest(), reused })
+    }
+
+    fn builder(&self, backend: Option<BackendKind>) -> Result<Arc<dyn Builder>, CompileError> {
+        let found = match backend {
+            Some(kind) => self.builders.iter().find(|builder| builder.kind() == kind),
+            None => self.builders.first(),
+        };
+        found.map(Arc::clone).ok_or_else(|| CompileError::NoBuilder {
+            backend: backend.unwrap_or(BackendKind::Cpu),
+            available: self.backends().map(BackendKind::name).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn key_lock(&self, key: &EngineKey) -> Arc<tokio::sync::Mutex<()>> {
+        let mut keys = self.keys.lock();
+        keys.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = keys.get(key).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        keys.insert(key.clone(), Arc::downgrade(&lock));
+        lock
+    }
+
+    async fn existing(&self, key: &EngineKey) -> Result<Option<Manifest>, CompileError> {
+        match self.store.get_manifest(key).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn build(
+        &self,
+        checkpoint: &Arc<Checkpoint>,
+        builder: Arc<dyn Builder>,
+        lowered: Lowered,
+        operation: &Arc<Operation>,
+    ) -> Result<Published, CompileError> {
+        let io = |source| CompileError::Io { path: self.build_dir.display().to_string(), source };
+        std::fs::create_dir_all(&self.build_dir).map_err(io)?;
+        // Removed when dropped, however this ends.
+        let directory = tempfile::Builder::new().prefix("build-").tempdir_in(&self.build_dir).map_err(io)?;
+        operation.report(Stage::Build, 0, None);
+        let (files, manifest, directory) = {
+            let (checkpoint, operation) = (Arc::clone(checkpoint), Arc::clone(operation));
+            blocking(move || {
+                let progress = OperationProgress::new(operation);
+                let options = &lowered.manifest.options;
+                let built = builder.build(&lowered.graph, options, &*checkpoint, directory.path(), &progress)?;
+                let mut files: Vec<(String, PathBuf)> = built.into_iter().map(|file| (file.name, file.path)).collect();
+                write_metadata(&checkpoint, &lowered.source_graph, directory.path(), &mut files)?;
+                Ok((files, lowered.manifest, directory))
+            })
+            .await?
+        };
+        operation.report(Stage::Upload, 0, None);
+        let progress = UploadProgress::new(Arc::clone(operation));
+        let published = self.store.publish(manifest, &files, &progress).await?;
+        drop(directory);
+        Ok(published)
+    }
+}
+
+/// Config to lowered graph, and the manifest that goes with it, but for its blobs.
+fn lower(checkpoint: &Checkpoint, builder: &dyn Builder, request: &CompileRequest) -> Result<Lowered, CompileError> {
+    if checkpoint.tokenizer_json().is_none() {
+        return Err(CompileError::MissingFile {
+            model: request.model.clone(),
+            file: blob_names::TOKENIZER,
+            purpose: "read or write text",
+        });
+    }
+    let model = roundhouse_models::build_graph(&request.model, checkpoint.config(), checkpoint)?;
+    let mut info = model.info;
+    if let Some(tokens) = checkpoint.generation_config().and_then(eos_token_ids) {
+        info.eos_token_ids = tokens;
+    }
+    let limit = info.max_position_embeddings;
+    let max_seq_len = request.max_seq_len.unwrap_or(limit.min(DEFAULT_MAX_SEQ_LEN));
+    if max_seq_len == 0 || max_seq_len > limit {
+        return Err(CompileError::Option {
+            field: "max_seq_len",
+            found: max_seq_len.to_string(),
+            allowed: format!("1 to {limit} (max_position_embeddings)"),
+        });
+    }
+    let options = EngineOptions {
+        precision: request.precision,
+        cache: request.cache,
+        backend: builder.kind(),
+        max_seq_len,
+        max_batch_size: request.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE),
+        all_logits: request.all_logits,
+    };
+    if options.max_batch_size == 0 {
+        return Err(CompileError::Option {
+            field: "max_batch_size",
+            found: "0".to_owned(),
+            allowed: "1 or more".to_owned(),
+        });
+    }
+    let source_graph = model.graph.clone();
+    let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
+    let (graph, fusions) = builder.lower(graph, &options)?;
+    passes.extend(fusions);
+    let (target, backend_version) = (builder.target(), builder.version());
+    let key = EngineKey::new(&KeyInputs {
+        checkpoint_digest: checkpoint.digest(),
+        options: &options,
+        backend_version: &backend_version,
+        target: &target,
+        compiler_version: COMPILER_VERSION,
+    })?;
+    let memory_plan = builder.memory_plan(&graph, &options);
+    let manifest = Manifest {
+        format: Manifest::FORMAT,
+        key,
+        model: request.model.clone(),
+        revision: checkpoint.revision().map(str::to_owned),
+        checkpoint_digest: checkpoint.digest().to_owned(),
+        info,
+        options,
+        target,
+        backend_version,
+        compiler_version: COMPILER_VERSION.to_owned(),
+        passes,
+        memory_plan,
+        blobs: Vec::new(),
+        created_unix_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+    };
+    Ok(Lowered { graph, source_graph, manifest })
+}
+
+/// `eos_token_id` of generation_config.json: a number or a list.
+fn eos_token_ids(generation_config: &serde_json::Value) -> Option<Vec<u32>> {
+    let number = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match generation_config.get("eos_token_id")? {
+        serde_json::Value::Array(ids) => ids.iter().map(number).collect(),
+        value => number(value).map(|id| vec![id]),
+    }
+}
+
+/// Writes the files that every engine has beside what its builder made.
+fn write_metadata(
+    checkpoint: &Checkpoint,
+    source_graph: &Graph,
+    directory: &std::path::Path,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<(), CompileError> {
+    let mut metadata = vec![
+        (blob_names::SOURCE_GRAPH, Some(serde_json::to_vec(source_graph)?)),
+        (blob_names::CONFIG, Some(serde_json::to_vec(checkpoint.config())?)),
+        (blob_names::TOKENIZER, checkpoint.tokenizer_json().map(<[u8]>::to_vec)),
+        (blob_names::CHAT_TEMPLATE, checkpoint.chat_template().map(|template| template.as_bytes().to_vec())),
+    ];
+    for (name, value) in [
+        (blob_names::TOKENIZER_CONFIG, checkpoint.tokenizer_config()),
+        (blob_names::GENERATION_CONFIG, checkpoint.generation_config()),
+    ] {
+        metadata.push((name, value.map(serde_json::to_vec).transpose()?));
+    }
+    for (name, bytes) in metadata {
+        // A blob of no bytes says no more than its absence.
+        let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) else { continue };
+        let path = directory.join(name);
+        std::fs::write(&path, bytes)
+            .map_err(|source| CompileError::Io { path: path.display().to_string(), source })?;
+        files.push((name.to_owned(), path));
+    }
+    Ok(())
+}
+
+/// Runs `work` unless the operation is cancelled first.
+async fn unless_cancelled<T, E>(
+    operation: &Operation,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, CompileError>
+where
+    CompileError: From<E>,
+{
+    tokio::select! {
+        result = work => Ok(result?),
+        () = operation.cancellation().cancelled() => Err(CompileError::Cancelled),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CompileError> + Send + 'static,
+) -> Result<T, CompileError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(CompileError::Panicked(error.to_string())),
+    }
+}

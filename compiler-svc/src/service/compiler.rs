@@ -1,0 +1,215 @@
+//! `roundhouse.compiler.v1.Compiler`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use roundhouse_engine::{CacheKind, EngineKey, Precision};
+use roundhouse_hub::ModelSource;
+use roundhouse_models::FAMILIES;
+use roundhouse_proto::compiler::compiler_server::Compiler;
+use roundhouse_proto::compiler::{
+    CompileEngineRequest, CompileEngineResponse, CompileEvent, DeleteEngineRequest, Engine, GetEngineRequest,
+    ListEnginesRequest, ListEnginesResponse, ListModelFamiliesRequest, ListModelFamiliesResponse, ModelFamily,
+    WatchCompileRequest, compile_event,
+};
+use roundhouse_proto::google::longrunning;
+use roundhouse_rpc::{Failure, reason};
+use roundhouse_store::ListRequest;
+use roundhouse_telemetry::peak_memory_bytes;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status};
+
+use super::{CompilerService, failure, operations};
+use crate::convert;
+use crate::jobs::{Cursor, Operation, Update};
+use crate::pipeline::{CompileError, CompileRequest, Pipeline};
+
+/// How long a caller that met a full queue should wait.
+const QUEUE_RETRY: Duration = Duration::from_secs(10);
+/// Events of a watched compilation on their way to a caller.
+const WATCH_BUFFER: usize = 64;
+
+type EventStream = Pin<Box<dyn Stream<Item = Result<CompileEvent, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Compiler for CompilerService {
+    type WatchCompileStream = EventStream;
+
+    async fn compile_engine(
+        &self,
+        request: Request<CompileEngineRequest>,
+    ) -> Result<Response<longrunning::Operation>, Status> {
+        let message = request.into_inner();
+        let request = self.compile_request(&message)?;
+        // Two requests that ask for the same thing share an operation while it runs.
+        let identity = format!("{request:?}");
+        let pipeline = Arc::clone(&self.pipeline);
+        let submitted = self
+            .jobs
+            .submit(identity, message.model, move |operation| run(pipeline, request, operation))
+            .map_err(|full| {
+                Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, full.to_string()).retry_after(QUEUE_RETRY)
+            })?;
+        tracing::info!(operation = submitted.operation.name(), shared = submitted.shared, "compilation requested");
+        Ok(Response::new(operations::message(&submitted.operation.snapshot())))
+    }
+
+    async fn watch_compile(
+        &self,
+        request: Request<WatchCompileRequest>,
+    ) -> Result<Response<Self::WatchCompileStream>, Status> {
+        let operation = self.operation(&request.into_inner().operation)?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(WATCH_BUFFER);
+        tokio::spawn(async move {
+            let mut cursor = Cursor::default();
+            loop {
+                let news = tokio::select! {
+                    news = operation.follow(&mut cursor) => news,
+                    () = sender.closed() => return,
+                };
+                for event in events(&operation, news) {
+                    if sender.send(Ok(event.0)).await.is_err() || event.1 {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|event| event))))
+    }
+
+    async fn list_engines(
+        &self,
+        request: Request<ListEnginesRequest>,
+    ) -> Result<Response<ListEnginesResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = usize::try_from(request.page_size.unwrap_or_default())
+            .map_err(|_| Failure::invalid_field("page_size", "page_size is negative"))?;
+        let page = self
+            .pipeline
+            .store()
+            .list(ListRequest { page_size, page_token: request.page_token.as_deref(), model: request.model.as_deref() })
+            .await
+            .map_err(|error| failure::of_store(&error))?;
+        Ok(Response::new(ListEnginesResponse {
+            engines: page.manifests.iter().map(convert::engine).collect(),
+            next_page_token: page.next_page_token.unwrap_or_default(),
+        }))
+    }
+
+    async fn get_engine(&self, request: Request<GetEngineRequest>) -> Result<Response<Engine>, Status> {
+        let key = engine_key(&request.into_inner().key)?;
+        let manifest =
+            self.pipeline.store().get_manifest(&key).await.map_err(|error| failure::of_store(&error))?;
+        Ok(Response::new(convert::engine(&manifest)))
+    }
+
+    async fn delete_engine(&self, request: Request<DeleteEngineRequest>) -> Result<Response<()>, Status> {
+        let key = engine_key(&request.into_inner().key)?;
+        self.pipeline.store().delete(&key).await.map_err(|error| failure::of_store(&error))?;
+        tracing::info!(%key, "engine deleted");
+        Ok(Response::new(()))
+    }
+
+    async fn list_model_families(
+        &self,
+        _request: Request<ListModelFamiliesRequest>,
+    ) -> Result<Response<ListModelFamiliesResponse>, Status> {
+        let families = FAMILIES.iter().map(|family| ModelFamily {
+            model_type: family.model_type.to_owned(),
+            architecture: family.architecture.to_owned(),
+            backends: self.pipeline.backends().map(|backend| convert::backend_message(backend).into()).collect(),
+            precisions: Precision::ALL.iter().map(|&each| convert::precision_message(each).into()).collect(),
+            caches: CacheKind::ALL.iter().map(|&each| convert::cache_message(each).into()).collect(),
+        });
+        Ok(Response::new(ListModelFamiliesResponse { families: families.collect() }))
+    }
+}
+
+impl CompilerService {
+    fn compile_request(&self, message: &CompileEngineRequest) -> Result<CompileRequest, Failure> {
+        let source = ModelSource::parse(&message.model, message.revision.as_deref())
+            .map_err(|error| failure::of_hub(&error).at_field("model"))?;
+        if source.is_local() && !self.config.allow_local_paths {
+            return Err(Failure::invalid_field(
+                "model",
+                format!("{:?} is a path of the compiler's machine, which this compiler does not take", message.model),
+            ));
+        }
+        let options = message.options.unwrap_or_default();
+        Ok(CompileRequest {
+            source,
+            model: message.model.clone(),
+            precision: convert::precision(options.precision)?,
+            cache: convert::cache(options.cache)?,
+            backend: convert::backend(options.backend)?,
+            max_seq_len: options.max_seq_len,
+            max_batch_size: options.max_batch_size,
+            all_logits: options.all_logits.unwrap_or_default(),
+            validate_only: message.validate_only.unwrap_or_default(),
+            force: message.force.unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn operation(&self, name: &str) -> Result<Arc<Operation>, Failure> {
+        self.jobs.get(name).ok_or_else(|| {
+            Failure::new(Code::NotFound, reason::OPERATION_NOT_FOUND, format!("no operation {name:?}"))
+        })
+    }
+}
+
+fn engine_key(text: &str) -> Result<EngineKey, Failure> {
+    EngineKey::parse(text)
+        .ok_or_else(|| Failure::invalid_field("key", format!("{text:?} is no engine key: expected 64 hex digits")))
+}
+
+/// Runs a compilation to the result of its operation.
+async fn run(
+    pipeline: Arc<Pipeline>,
+    request: CompileRequest,
+    operation: Arc<Operation>,
+) -> Result<CompileEngineResponse, roundhouse_proto::google::rpc::Status> {
+    let started = Instant::now();
+    match pipeline.compile(&request, &operation).await {
+        Ok(compiled) => Ok(CompileEngineResponse {
+            engine: Some(convert::engine(&compiled.manifest)),
+            reused: compiled.reused,
+            passes: compiled.manifest.passes.iter().map(convert::pass_report).collect(),
+            memory_plan: Some(convert::memory_plan(&compiled.manifest.memory_plan)),
+            compile_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            peak_memory_bytes: peak_memory_bytes(),
+        }),
+        Err(error) => {
+            if !matches!(error, CompileError::Cancelled) {
+                tracing::warn!(operation = operation.name(), %error, "compilation failed");
+            }
+            operation.log(format!("failed: {error}"));
+            Err(operations::status(&Status::from(failure::of_compile(&error))))
+        }
+    }
+}
+
+/// The messages of what is new, each with whether it is the last.
+fn events(operation: &Operation, news: crate::jobs::News) -> Vec<(CompileEvent, bool)> {
+    let message = |time: SystemTime, event| CompileEvent { time: Some(convert::timestamp(time)), event: Some(event) };
+    let mut events: Vec<_> = news
+        .updates
+        .into_iter()
+        .map(|(time, update)| {
+            let event = match update {
+                Update::Pass(report) => compile_event::Event::Pass(report),
+                Update::Log(line) => compile_event::Event::Log(line),
+            };
+            (message(time, event), false)
+        })
+        .collect();
+    if let Some(progress) = news.progress {
+        events.push((message(SystemTime::now(), compile_event::Event::Progress(progress)), false));
+    }
+    if news.ended {
+        let done = operations::message(&operation.snapshot());
+        events.push((message(SystemTime::now(), compile_event::Event::Done(done)), true));
+    }
+    events
+}

@@ -1,0 +1,81 @@
+//! The gRPC surface of the compiler.
+
+mod compiler;
+mod failure;
+mod operations;
+
+use std::sync::Arc;
+
+use roundhouse_backend::Builder;
+use roundhouse_backend_cpu::CpuBuilder;
+use roundhouse_hub::{Checkpoints, HubOptions};
+use roundhouse_proto::compiler::compiler_server::CompilerServer;
+use roundhouse_proto::google::longrunning::operations_server::OperationsServer;
+use roundhouse_rpc::MAX_MESSAGE_BYTES;
+use roundhouse_store::{EngineStore, StoreError, StoreOptions};
+use tonic::service::Routes;
+
+use crate::CompilerConfig;
+use crate::jobs::JobQueue;
+use crate::pipeline::Pipeline;
+
+/// The compiler service. Cheap to clone; all clones are one service.
+#[derive(Clone)]
+pub struct CompilerService {
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) jobs: Arc<JobQueue>,
+    pub(crate) config: Arc<CompilerConfig>,
+}
+
+/// A compiler service that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store.
+    #[error("engine store: {0}")]
+    Store(#[from] StoreError),
+    /// The hub's cache.
+    #[error("checkpoint cache: {0}")]
+    Hub(#[from] roundhouse_hub::HubError),
+}
+
+impl CompilerService {
+    /// The full gRPC names, for health and reflection.
+    pub const NAMES: &'static [&'static str] =
+        &["roundhouse.compiler.v1.Compiler", "google.longrunning.Operations"];
+
+    /// Opens the store and the checkpoint cache.
+    ///
+    /// # Errors
+    /// When either cannot be used.
+    pub async fn open(config: CompilerConfig) -> Result<Self, OpenError> {
+        let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
+        let checkpoints = Checkpoints::open_cache(HubOptions {
+            offline: config.offline,
+            ..HubOptions::from_env(config.work_dir.join("checkpoints"))
+        })?;
+        let builders: Vec<Arc<dyn Builder>> = vec![Arc::new(CpuBuilder::new())];
+        let pipeline = Pipeline::new(checkpoints, store, builders, config.work_dir.join("builds"));
+        Ok(Self {
+            pipeline: Arc::new(pipeline),
+            jobs: Arc::new(JobQueue::new(config.concurrent_builds, config.queue_limit)),
+            config: Arc::new(config),
+        })
+    }
+
+    /// Adds its services to `routes`.
+    #[must_use]
+    pub fn routes(&self, routes: Routes) -> Routes {
+        routes
+            .add_service(
+                CompilerServer::new(self.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(OperationsServer::new(self.clone()))
+    }
+
+    /// Cancels what runs and returns when it has ended.
+    pub async fn stop(&self) {
+        self.jobs.stop().await;
+    }
+}

@@ -1,0 +1,176 @@
+//! An engine with everything that its generations need: model, tokenizer, chat template, scheduler.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use roundhouse_backend::{BackendError, Model, Runtime};
+use roundhouse_engine::{EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
+use roundhouse_store::StoreError;
+use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
+
+use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::session::{KvMemory, KvMemoryExhausted, SessionState};
+
+/// An engine in memory.
+pub struct LoadedEngine {
+    manifest: Manifest,
+    model: Arc<dyn Model>,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    scheduler: Scheduler,
+    /// What templates that print the date print: one moment for as long as the engine is loaded, so that a session's
+    /// earlier turns render the same in its later ones.
+    loaded: SystemTime,
+}
+
+/// Why an engine cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store or the local cache.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No runtime here runs it, or it is broken.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The manifest lacks something.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The tokenizer or chat template.
+    #[error("engine {key}: {source}")]
+    Text {
+        /// The engine.
+        key: String,
+        /// What is wrong.
+        source: TextError,
+    },
+    /// The system gave no thread.
+    #[error("no thread for the scheduler: {0}")]
+    Thread(std::io::Error),
+    /// A fault of the executor.
+    #[error("loading ended abnormally: {0}")]
+    Panicked(String),
+}
+
+impl LoadedEngine {
+    /// Loads an engine from local files. Blocks.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load(files: &EngineFiles, runtime: &dyn Runtime, config: SchedulerConfig) -> Result<Self, LoadError> {
+        let text_error = |source| LoadError::Text { key: files.manifest.key.to_string(), source };
+        // The tokenizer and the model are read at the same time: together they are the cold start.
+        let (text, model) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| read_text(files));
+            let model = runtime.load(files);
+            (text.join(), model)
+        });
+        let model: Arc<dyn Model> = Arc::from(model?);
+        let text = text.map_err(|_| LoadError::Panicked("reading the tokenizer".to_owned()))?;
+        let (tokenizer, template) = text.map_err(text_error)?;
+        let tokenizer = Arc::new(tokenizer);
+        let scheduler = Scheduler::start(Arc::clone(&model), Arc::clone(&tokenizer), config)
+            .map_err(LoadError::Thread)?;
+        Ok(Self {
+            manifest: files.manifest.clone(),
+            model,
+            tokenizer,
+            template,
+            scheduler,
+            loaded: SystemTime::now(),
+        })
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn memory_plan(&self) -> MemoryPlan {
+        self.model.memory_plan()
+    }
+
+    /// Its tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// Its chat template.
+    ///
+    /// # Errors
+    /// [`TextError::NoChatTemplate`].
+    pub fn template(&self) -> Result<&ChatTemplate, TextError> {
+        self.template.as_ref().ok_or(TextError::NoChatTemplate)
+    }
+
+    /// What its templates print as the time: since 1970-01-01 UTC.
+    #[must_use]
+    pub fn template_time(&self) -> Duration {
+        self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// Runs its generations.
+    #[must_use]
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// The longest sequence it takes.
+    #[must_use]
+    pub fn max_seq_len(&self) -> usize {
+        self.manifest.options.max_seq_len as usize
+    }
+
+    /// Columns of its logits.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    /// An empty state for a sequence of at most `max_seq_len` tokens, its memory taken from `memory`.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn new_state(&self, max_seq_len: usize, memory: &Arc<KvMemory>) -> Result<SessionState, StateError> {
+        let per_token = self.model.memory_plan().kv_bytes_per_token;
+        let reservation = memory.reserve(per_token.saturating_mul(max_seq_len as u64))?;
+        let cache = self.model.new_cache(max_seq_len)?;
+        Ok(SessionState { cache, tokens: Vec::new(), messages: Vec::new(), reservation })
+    }
+}
+
+/// Why there is no state for a new sequence.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// No memory for it.
+    #[error(transparent)]
+    Memory(#[from] KvMemoryExhausted),
+    /// The backend refused.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+fn read_text(files: &EngineFiles) -> Result<(Tokenizer, Option<ChatTemplate>), TextError> {
+    let config = match files.paths.get(blob_names::TOKENIZER_CONFIG) {
+        Some(path) => TokenizerConfig::from_file(path)?,
+        None => TokenizerConfig::default(),
+    };
+    // Every engine has a tokenizer: the compiler refuses checkpoints without one. A manifest without it names a file
+    // that is not there, which is the error that its reader sees.
+    let tokenizer = files.paths.get(blob_names::TOKENIZER).map_or_else(
+        || Tokenizer::from_file(std::path::Path::new(blob_names::TOKENIZER), &config),
+        |path| Tokenizer::from_file(path, &config),
+    )?;
+    let template = match files.paths.get(blob_names::CHAT_TEMPLATE) {
+        Some(path) => {
+            let source = std::fs::read_to_string(path)
+                .map_err(|source| TextError::Read { path: path.clone(), source })?;
+            Some(ChatTemplate::new(&source, config.special_tokens())?)
+        }
+        None => None,
+    };
+    Ok((tokenizer, template))
+}

@@ -1,0 +1,7 @@
+//! Engines in memory: loaded once, shared by all their sessions.
+
+mod loaded;
+mod registry;
+
+pub use loaded::{LoadError, LoadedEngine, StateError};
+pub use registry::{Engines, FindError, Loaded};

@@ -1,0 +1,207 @@
+//! The engines of an executor: loaded, found by name, unloaded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use roundhouse_backend::{BackendError, Runtime};
+use roundhouse_engine::{EngineKey, Manifest};
+use roundhouse_store::{EngineStore, LocalCache, TransferProgress, TransferUpdate};
+
+use super::{LoadError, LoadedEngine};
+use crate::scheduler::SchedulerConfig;
+
+/// The engines of an executor.
+pub struct Engines {
+    store: EngineStore,
+    cache: LocalCache,
+    runtimes: Vec<Arc<dyn Runtime>>,
+    step_token_budget: usize,
+    max_generations: usize,
+    stall_timeout: Duration,
+    /// In the order of their loading.
+    loaded: RwLock<Vec<Arc<LoadedEngine>>>,
+    /// One load at a time: a second request for an engine that is being loaded finds it.
+    loading: tokio::sync::Mutex<()>,
+}
+
+/// A load that is done.
+pub struct Loaded {
+    /// The engine.
+    pub engine: Arc<LoadedEngine>,
+    /// Wall time.
+    pub elapsed: Duration,
+    /// Bytes fetched from the store.
+    pub downloaded_bytes: u64,
+}
+
+/// Why a name finds no engine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// None has it.
+    #[error("no loaded engine is {name:?}: load it first; loaded are: {loaded}")]
+    NotLoaded {
+        /// The name given.
+        name: String,
+        /// The loaded ones.
+        loaded: String,
+    },
+    /// No name was given and there is not exactly one engine.
+    #[error("the request names no engine and {count} are loaded: name one")]
+    Unnamed {
+        /// How many are loaded.
+        count: usize,
+    },
+    /// Several engines of this model.
+    #[error("{count} loaded engines are of model {name:?}: name one by its key")]
+    Ambiguous {
+        /// The name given.
+        name: String,
+        /// How many have it.
+        count: usize,
+    },
+}
+
+impl Engines {
+    /// No engines yet.
+    #[must_use]
+    pub fn new(
+        store: EngineStore,
+        cache: LocalCache,
+        runtimes: Vec<Arc<dyn Runtime>>,
+        config: &crate::ExecutorConfig,
+    ) -> Self {
+        Self {
+            store,
+            cache,
+            runtimes,
+            step_token_budget: config.step_token_budget,
+            max_generations: config.max_generations,
+            stall_timeout: config.stall_timeout,
+            loaded: RwLock::default(),
+            loading: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Loads an engine, from the local cache where it has it.
+    ///
+    /// # Errors
+    /// [`LoadError`]; nothing of a failed load stays in memory.
+    pub async fn load(&self, key: &EngineKey) -> Result<Loaded, LoadError> {
+        let started = Instant::now();
+        let _loading = self.loading.lock().await;
+        if let Some(engine) = self.get(key) {
+            return Ok(Loaded { engine, elapsed: started.elapsed(), downloaded_bytes: 0 });
+        }
+        let manifest = self.cache.manifest(&self.store, key).await?;
+        // Before anything is downloaded.
+        let runtime = self.runtime_for(&manifest)?;
+        let progress = Downloaded::default();
+        let files = self.cache.pull(&self.store, &manifest, &progress).await?;
+        let config = SchedulerConfig {
+            step: crate::scheduler::StepLimits {
+                max_sequences: manifest.options.max_batch_size as usize,
+                max_tokens: self.step_token_budget,
+            },
+            max_generations: self.max_generations,
+            stall_timeout: self.stall_timeout,
+        };
+        let loading = tokio::task::spawn_blocking(move || LoadedEngine::load(&files, &*runtime, config));
+        let engine = match loading.await {
+            Ok(engine) => Arc::new(engine?),
+            Err(error) => return Err(LoadError::Panicked(error.to_string())),
+        };
+        let plan = engine.memory_plan();
+        let elapsed = started.elapsed();
+        tracing::info!(
+            %key,
+            model = manifest.model,
+            ?elapsed,
+            weight_bytes = plan.weight_bytes,
+            kv_bytes_per_token = plan.kv_bytes_per_token,
+            workspace_bytes = plan.workspace_bytes,
+            "engine loaded"
+        );
+        self.loaded.write().push(Arc::clone(&engine));
+        Ok(Loaded { engine, elapsed, downloaded_bytes: progress.bytes.into_inner() })
+    }
+
+    /// Forgets an engine. Its memory is free when the last generation is over. False when it was not loaded.
+    pub fn unload(&self, key: &EngineKey) -> bool {
+        let mut loaded = self.loaded.write();
+        let before = loaded.len();
+        loaded.retain(|engine| engine.manifest().key != *key);
+        loaded.len() < before
+    }
+
+    /// Forgets all engines.
+    pub fn unload_all(&self) {
+        self.loaded.write().clear();
+    }
+
+    /// All of them, in the order of their loading.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<LoadedEngine>> {
+        self.loaded.read().clone()
+    }
+
+    /// The engine of this key, if loaded.
+    #[must_use]
+    pub fn get(&self, key: &EngineKey) -> Option<Arc<LoadedEngine>> {
+        self.loaded.read().iter().find(|engine| engine.manifest().key == *key).map(Arc::clone)
+    }
+
+    /// The engine of this key or model; without a name the only one.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub fn find(&self, name: Option<&str>) -> Result<Arc<LoadedEngine>, FindError> {
+        let loaded = self.loaded.read();
+        let Some(name) = name else {
+            return match &loaded[..] {
+                [only] => Ok(Arc::clone(only)),
+                several => Err(FindError::Unnamed { count: several.len() }),
+            };
+        };
+        let matching: Vec<_> = loaded
+            .iter()
+            .filter(|engine| engine.manifest().key.as_str() == name || engine.manifest().model == name)
+            .collect();
+        match &matching[..] {
+            [one] => Ok(Arc::clone(one)),
+            [] => Err(FindError::NotLoaded {
+                name: name.to_owned(),
+                loaded: loaded
+                    .iter()
+                    .map(|engine| format!("{} ({})", engine.manifest().key, engine.manifest().model))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+            several => Err(FindError::Ambiguous { name: name.to_owned(), count: several.len() }),
+        }
+    }
+
+    fn runtime_for(&self, manifest: &Manifest) -> Result<Arc<dyn Runtime>, BackendError> {
+        let found = self.runtimes.iter().find(|runtime| runtime.kind() == manifest.options.backend);
+        let runtime = found.ok_or_else(|| BackendError::Incompatible {
+            key: manifest.key.to_string(),
+            found: format!("backend {}", manifest.options.backend),
+            needed: self.runtimes.iter().map(|runtime| runtime.kind().name()).collect::<Vec<_>>().join(" or "),
+        })?;
+        runtime.check(manifest)?;
+        Ok(Arc::clone(runtime))
+    }
+}
+
+/// Counts what a pull fetches.
+#[derive(Default)]
+struct Downloaded {
+    bytes: AtomicU64,
+}
+
+impl TransferProgress for Downloaded {
+    fn update(&self, update: &TransferUpdate<'_>) {
+        self.bytes.store(update.done, Ordering::Relaxed);
+    }
+}

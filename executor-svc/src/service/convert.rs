@@ -1,0 +1,107 @@
+//! Between the messages of the interface and the types of the executor.
+
+use std::time::Duration;
+
+use roundhouse_proto::executor as proto;
+use roundhouse_sampling::Sampled;
+use roundhouse_text::ChatMessage;
+
+use crate::engine::LoadedEngine;
+use crate::scheduler::{Delta, Finish, FinishReason};
+use crate::session::SessionInfo;
+
+pub(super) fn loaded_engine(engine: &LoadedEngine) -> proto::LoadedEngine {
+    let manifest = engine.manifest();
+    let plan = engine.memory_plan();
+    proto::LoadedEngine {
+        engine_key: manifest.key.to_string(),
+        model: manifest.model.clone(),
+        backend: manifest.options.backend.to_string(),
+        precision: manifest.options.precision.to_string(),
+        cache: manifest.options.cache.to_string(),
+        max_seq_len: manifest.options.max_seq_len,
+        max_batch_size: manifest.options.max_batch_size,
+        weight_bytes: plan.weight_bytes,
+        kv_bytes_per_token: plan.kv_bytes_per_token,
+        workspace_bytes: plan.workspace_bytes,
+    }
+}
+
+pub(super) fn session(info: &SessionInfo) -> proto::Session {
+    proto::Session {
+        id: info.id.clone(),
+        engine_key: info.engine.to_string(),
+        num_tokens: count(info.num_tokens),
+        max_seq_len: count(info.capacity),
+        kv_bytes: info.kv_bytes,
+        busy: info.busy,
+        create_time: Some(info.created.into()),
+        expire_time: Some(info.expires.into()),
+    }
+}
+
+pub(super) fn messages(messages: proto::ChatMessages) -> Vec<ChatMessage> {
+    messages
+        .messages
+        .into_iter()
+        .map(|message| ChatMessage { role: message.role, content: message.content })
+        .collect()
+}
+
+pub(super) fn response(request_id: &str, delta: Delta) -> proto::GenerateResponse {
+    proto::GenerateResponse {
+        request_id: request_id.to_owned(),
+        text: delta.text,
+        token_ids: delta.tokens,
+        logprobs: delta.logprobs.iter().map(token_logprobs).collect(),
+        finish_reason: delta.finish.as_ref().map(|finish| finish_reason(finish.reason).into()),
+        usage: delta.finish.as_ref().map(usage),
+        timings: delta.finish.as_ref().map(timings),
+    }
+}
+
+fn token_logprobs(sampled: &Sampled) -> proto::TokenLogprobs {
+    proto::TokenLogprobs {
+        logprob: sampled.logprob.unwrap_or_default(),
+        top: sampled
+            .top_logprobs
+            .iter()
+            .map(|&(token_id, logprob)| proto::TokenLogprob { token_id, logprob })
+            .collect(),
+    }
+}
+
+const fn finish_reason(reason: FinishReason) -> proto::FinishReason {
+    match reason {
+        FinishReason::StopToken => proto::FinishReason::StopToken,
+        FinishReason::StopString => proto::FinishReason::StopString,
+        FinishReason::MaxTokens => proto::FinishReason::MaxTokens,
+        FinishReason::CacheFull => proto::FinishReason::CacheFull,
+        FinishReason::Cancelled => proto::FinishReason::Cancelled,
+    }
+}
+
+fn usage(finish: &Finish) -> proto::Usage {
+    proto::Usage {
+        prompt_tokens: count(finish.prompt_tokens),
+        cached_tokens: count(finish.cached_tokens),
+        output_tokens: count(finish.output_tokens),
+    }
+}
+
+fn timings(finish: &Finish) -> proto::Timings {
+    proto::Timings {
+        queue_us: micros(finish.queue),
+        prefill_us: micros(finish.prefill),
+        decode_us: micros(finish.decode),
+    }
+}
+
+/// A number of tokens: bounded by the cache, far below the limit of its field.
+pub(super) fn count(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

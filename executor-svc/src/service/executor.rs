@@ -1,0 +1,205 @@
+//! `roundhouse.executor.v1.Executor`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use roundhouse_engine::EngineKey;
+use roundhouse_proto::executor::executor_server::Executor;
+use roundhouse_proto::executor::{
+    CancelRequest, CreateSessionRequest, DeleteSessionRequest, DetokenizeRequest, DetokenizeResponse, GenerateRequest,
+    GenerateResponse, GetLoadRequest, GetLoadResponse, GetSessionRequest, ListEnginesRequest, ListEnginesResponse,
+    ListSessionsRequest, ListSessionsResponse, LoadEngineRequest, LoadEngineResponse, Session, TokenizeRequest,
+    TokenizeResponse, UnloadEngineRequest, tokenize_request,
+};
+use roundhouse_rpc::{Failure, deadline, reason};
+use roundhouse_telemetry::peak_memory_bytes;
+use roundhouse_text::RenderOptions;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status};
+
+use super::{ExecutorService, convert, failure};
+
+const DEFAULT_PAGE_SIZE: usize = 100;
+const MAX_PAGE_SIZE: usize = 1000;
+
+#[tonic::async_trait]
+impl Executor for ExecutorService {
+    type GenerateStream = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
+
+    async fn load_engine(&self, request: Request<LoadEngineRequest>) -> Result<Response<LoadEngineResponse>, Status> {
+        let loaded = self.load(&request.into_inner().engine_key).await?;
+        Ok(Response::new(LoadEngineResponse {
+            engine: Some(convert::loaded_engine(&loaded.engine)),
+            load_ms: u64::try_from(loaded.elapsed.as_millis()).unwrap_or(u64::MAX),
+            downloaded_bytes: loaded.downloaded_bytes,
+        }))
+    }
+
+    async fn unload_engine(&self, request: Request<UnloadEngineRequest>) -> Result<Response<()>, Status> {
+        let text = request.into_inner().engine_key;
+        let key = EngineKey::parse(&text).ok_or_else(|| failure::not_a_key(&text))?;
+        self.sessions.delete_of_engine(&key);
+        let engines = Arc::clone(&self.engines);
+        let unloading = {
+            let key = key.clone();
+            // Dropping an engine joins its scheduler's thread.
+            tokio::task::spawn_blocking(move || engines.unload(&key))
+        };
+        let unloaded = unloading.await.map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))?;
+        if !unloaded {
+            let message = format!("engine {key} is not loaded");
+            return Err(Failure::new(Code::NotFound, reason::ENGINE_NOT_LOADED, message).into());
+        }
+        Ok(Response::new(()))
+    }
+
+    async fn list_engines(
+        &self,
+        _request: Request<ListEnginesRequest>,
+    ) -> Result<Response<ListEnginesResponse>, Status> {
+        let engines = self.engines.list().iter().map(|engine| convert::loaded_engine(engine)).collect();
+        Ok(Response::new(ListEnginesResponse { engines }))
+    }
+
+    #[tracing::instrument(skip_all, fields(request_id))]
+    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+        let deadline = deadline(request.metadata());
+        let service = self.clone();
+        let message = request.into_inner();
+        // Templates and tokenizers take milliseconds for long inputs.
+        let starting = tokio::task::spawn_blocking(move || service.start(message, deadline));
+        let started = starting.await.map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
+        tracing::Span::current().record("request_id", &started.request_id);
+        let stream = ReceiverStream::new(started.deltas).map(move |delta| match delta {
+            Ok(delta) => Ok(convert::response(&started.request_id, delta)),
+            Err(error) => Err(failure::of_generate(&error).into()),
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn create_session(&self, request: Request<CreateSessionRequest>) -> Result<Response<Session>, Status> {
+        let request = request.into_inner();
+        let engine = self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let limit = engine.max_seq_len();
+        let max_seq_len = request.max_seq_len.map_or(limit, |tokens| tokens as usize);
+        if max_seq_len < 2 || max_seq_len > limit {
+            let message = format!("max_seq_len is {max_seq_len}: the engine allows 2 to {limit}");
+            return Err(Failure::invalid_field("max_seq_len", message).into());
+        }
+        let idle_timeout = match request.idle_timeout.map(Duration::try_from) {
+            None => self.config.session_idle_timeout,
+            Some(Ok(timeout)) if timeout > Duration::ZERO => timeout,
+            Some(_) => {
+                return Err(Failure::invalid_field("idle_timeout", "idle_timeout is not a positive duration").into());
+            }
+        };
+        let state = engine.new_state(max_seq_len, &self.memory).map_err(|error| failure::of_state(&error))?;
+        let key = engine.manifest().key.clone();
+        let session =
+            self.sessions.create(key, state, idle_timeout).map_err(|error| failure::of_session(&error))?;
+        Ok(Response::new(convert::session(&session.info())))
+    }
+
+    async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<Session>, Status> {
+        let session = self.sessions.get(&request.into_inner().session_id);
+        Ok(Response::new(convert::session(&session.map_err(|error| failure::of_session(&error))?.info())))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = match usize::try_from(request.page_size.unwrap_or_default()) {
+            Ok(0) => DEFAULT_PAGE_SIZE,
+            Ok(size) => size.min(MAX_PAGE_SIZE),
+            Err(_) => return Err(Failure::invalid_field("page_size", "page_size is negative").into()),
+        };
+        let after = request.page_token.filter(|token| !token.is_empty()).map(|token| token.parse()).transpose();
+        let after = after.map_err(|_| Failure::invalid_field("page_token", "page_token is not one of this service"))?;
+        let (sessions, next) = self.sessions.list(after, page_size);
+        Ok(Response::new(ListSessionsResponse {
+            sessions: sessions.iter().map(convert::session).collect(),
+            next_page_token: next.map(|sequence| sequence.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn delete_session(&self, request: Request<DeleteSessionRequest>) -> Result<Response<()>, Status> {
+        let deleted = self.sessions.delete(&request.into_inner().session_id);
+        deleted.map_err(|error| failure::of_session(&error))?;
+        Ok(Response::new(()))
+    }
+
+    async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let session = self.requests.cancel(&request.request_id);
+        if !request.keep_session.unwrap_or(true)
+            && let Some(id) = session
+        {
+            // One that is gone already is what the caller wants.
+            drop(self.sessions.delete(&id));
+        }
+        Ok(Response::new(()))
+    }
+
+    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let request = request.into_inner();
+        let engine = self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let encoding = tokio::task::spawn_blocking(move || match request.input {
+            Some(tokenize_request::Input::Prompt(text)) => engine
+                .tokenizer()
+                .encode(&text, request.add_special_tokens.unwrap_or(true))
+                .map_err(|error| failure::of_text(&error)),
+            Some(tokenize_request::Input::Messages(messages)) => {
+                let options = RenderOptions {
+                    add_generation_prompt: messages.add_generation_prompt.unwrap_or(true),
+                    now: engine.template_time(),
+                };
+                let render = || {
+                    let text = engine.template()?.render(&convert::messages(messages), &options)?;
+                    engine.tokenizer().encode(&text, false)
+                };
+                render().map_err(|error| failure::of_text(&error))
+            }
+            None => Err(Failure::invalid_field("input", "the request has neither prompt nor messages")),
+        });
+        let encoded = encoding.await.map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))?;
+        Ok(Response::new(TokenizeResponse { token_ids: encoded? }))
+    }
+
+    async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
+        let request = request.into_inner();
+        let engine = self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let skip_special_tokens = request.skip_special_tokens.unwrap_or(true);
+        let text = engine.tokenizer().decode(&request.token_ids, skip_special_tokens);
+        Ok(Response::new(DetokenizeResponse { text: text.map_err(|error| failure::of_text(&error))? }))
+    }
+
+    async fn get_load(&self, _request: Request<GetLoadRequest>) -> Result<Response<GetLoadResponse>, Status> {
+        let engines = self.engines.list();
+        let (mut running, mut waiting) = (0, 0);
+        for engine in &engines {
+            let load = engine.scheduler().load();
+            running += load.running;
+            waiting += load.waiting;
+        }
+        // Caches of the longest kind that would still fit, beside those that there are.
+        let largest = engines.iter().map(|engine| {
+            engine.memory_plan().kv_bytes_per_token.saturating_mul(engine.max_seq_len() as u64)
+        });
+        let sessions = self.sessions.len();
+        let free = self.memory.total() - self.memory.used().min(self.memory.total());
+        let more = largest.max().filter(|&bytes| bytes > 0).map_or(0, |bytes| free / bytes);
+        Ok(Response::new(GetLoadResponse {
+            running: convert::count(running),
+            waiting: convert::count(waiting),
+            sessions: convert::count(sessions),
+            slots: convert::count(sessions + usize::try_from(more).unwrap_or(usize::MAX - sessions)),
+            kv_bytes_used: self.memory.used(),
+            kv_bytes_total: self.memory.total(),
+            peak_memory_bytes: peak_memory_bytes(),
+        }))
+    }
+}

@@ -1,0 +1,159 @@
+//! Errors of the executor as statuses: the one place that maps them.
+
+use std::time::Duration;
+
+use roundhouse_backend::BackendError;
+use roundhouse_rpc::{Failure, reason};
+use roundhouse_sampling::SamplingError;
+use roundhouse_store::StoreError;
+use roundhouse_text::TextError;
+use tonic::Code;
+
+use crate::engine::{FindError, LoadError, StateError};
+use crate::scheduler::{GenerateError, SubmitError};
+use crate::session::SessionError;
+
+/// How long a caller that met a full executor should wait.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// How long a caller should wait before trying again what failed for the network.
+const NETWORK_RETRY: Duration = Duration::from_secs(5);
+
+pub(super) fn not_a_key(text: &str) -> Failure {
+    Failure::invalid_field("engine_key", format!("{text:?} is no engine key: expected 64 hex digits"))
+}
+
+pub(super) fn of_find(error: &FindError) -> Failure {
+    let code = match error {
+        FindError::NotLoaded { .. } => Code::NotFound,
+        FindError::Unnamed { .. } | FindError::Ambiguous { .. } => Code::InvalidArgument,
+    };
+    Failure::new(code, reason::ENGINE_NOT_LOADED, error.to_string()).at_field("engine")
+}
+
+pub(super) fn of_load(error: &LoadError) -> Failure {
+    let message = error.to_string();
+    match error {
+        LoadError::Store(error) => of_store(error),
+        LoadError::Backend(error) => of_backend(error),
+        LoadError::Manifest(_) | LoadError::Text { .. } => {
+            Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message)
+        }
+        LoadError::Thread(_) | LoadError::Panicked(_) => Failure::new(Code::Internal, reason::INTERNAL, message),
+    }
+}
+
+fn of_store(error: &StoreError) -> Failure {
+    let message = error.to_string();
+    match error {
+        StoreError::NotFound { .. } => Failure::new(Code::NotFound, reason::ENGINE_NOT_FOUND, message),
+        StoreError::DiskFull { path, .. } | StoreError::CacheFull { path, .. } => {
+            Failure::new(Code::ResourceExhausted, reason::DISK_FULL, message).with("path", path.display())
+        }
+        StoreError::Corrupt { .. }
+        | StoreError::WrongSize { .. }
+        | StoreError::MissingBlob { .. }
+        | StoreError::Manifest(_) => Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message),
+        error if error.is_retryable() => {
+            Failure::new(Code::Unavailable, reason::STORAGE_UNAVAILABLE, message).retry_after(NETWORK_RETRY)
+        }
+        _ => Failure::new(Code::Internal, reason::STORAGE_UNAVAILABLE, message),
+    }
+}
+
+fn of_backend(error: &BackendError) -> Failure {
+    let message = error.to_string();
+    match error {
+        BackendError::Incompatible { found, needed, .. } => {
+            Failure::new(Code::FailedPrecondition, reason::ENGINE_INCOMPATIBLE, message)
+                .with("found", found)
+                .with("needed", needed)
+        }
+        BackendError::Unsupported { .. } => {
+            Failure::new(Code::FailedPrecondition, reason::ENGINE_INCOMPATIBLE, message)
+        }
+        BackendError::InvalidArgument(_) => Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message),
+        BackendError::CacheFull { .. } => Failure::new(Code::InvalidArgument, reason::PROMPT_TOO_LONG, message),
+        BackendError::Corrupt { .. } | BackendError::Graph(_) | BackendError::Manifest(_) | BackendError::Weight(_) => {
+            Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message)
+        }
+        BackendError::Io { .. } | BackendError::Device { .. } => {
+            Failure::new(Code::Internal, reason::INTERNAL, message)
+        }
+        BackendError::Cancelled => Failure::new(Code::Cancelled, reason::CANCELLED, message),
+    }
+}
+
+pub(super) fn of_state(error: &StateError) -> Failure {
+    match error {
+        StateError::Memory(error) => {
+            Failure::new(Code::ResourceExhausted, reason::KV_MEMORY_EXHAUSTED, error.to_string())
+                .with("wanted_bytes", error.wanted)
+                .with("used_bytes", error.used)
+                .with("total_bytes", error.total)
+                .retry_after(BUSY_RETRY)
+        }
+        StateError::Backend(error) => of_backend(error),
+    }
+}
+
+pub(super) fn of_session(error: &SessionError) -> Failure {
+    let message = error.to_string();
+    match error {
+        SessionError::NotFound { .. } => Failure::new(Code::NotFound, reason::SESSION_NOT_FOUND, message),
+        SessionError::Busy { .. } => Failure::new(Code::Aborted, reason::SESSION_BUSY, message),
+        SessionError::TooMany { .. } => {
+            Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, message).retry_after(BUSY_RETRY)
+        }
+    }
+}
+
+pub(super) fn of_submit(error: &SubmitError) -> Failure {
+    let message = error.to_string();
+    match error {
+        SubmitError::Full { .. } => {
+            Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, message).retry_after(BUSY_RETRY)
+        }
+        SubmitError::Stopped => {
+            Failure::new(Code::Unavailable, reason::DRAINING, message).retry_after(NETWORK_RETRY)
+        }
+    }
+}
+
+pub(super) fn of_text(error: &TextError) -> Failure {
+    let message = error.to_string();
+    match error {
+        TextError::NoChatTemplate => Failure::new(Code::FailedPrecondition, reason::NO_CHAT_TEMPLATE, message),
+        TextError::TooManyStopStrings { .. }
+        | TextError::StopStringTooLong { .. }
+        | TextError::EmptyStopString { .. } => Failure::invalid_field("stopping.stop", message),
+        TextError::RefusedByTemplate { .. }
+        | TextError::Template { .. }
+        | TextError::TemplateBudget
+        | TextError::EmptyConversation
+        | TextError::EmptyRendering => Failure::invalid_field("messages", message),
+        TextError::Encode(_) => Failure::invalid_field("prompt", message),
+        _ => Failure::new(Code::Internal, reason::INTERNAL, message),
+    }
+}
+
+pub(super) fn of_sampling(error: &SamplingError) -> Failure {
+    Failure::invalid_field("sampling", error.to_string())
+}
+
+pub(super) fn of_generate(error: &GenerateError) -> Failure {
+    let message = error.to_string();
+    match error {
+        GenerateError::DeadlineExceeded { .. } => {
+            Failure::new(Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED, message)
+        }
+        GenerateError::ClientStalled(_) => Failure::new(Code::Aborted, reason::CLIENT_STALLED, message),
+        GenerateError::SessionDeleted => Failure::new(Code::Aborted, reason::SESSION_NOT_FOUND, message),
+        GenerateError::Unloaded => {
+            Failure::new(Code::Unavailable, reason::DRAINING, message).retry_after(NETWORK_RETRY)
+        }
+        // The request was checked before it was taken: what the model refuses now is a fault here.
+        GenerateError::Model(_) | GenerateError::Sampling(_) | GenerateError::Text(_) => {
+            Failure::new(Code::Internal, reason::INTERNAL, message)
+        }
+    }
+}

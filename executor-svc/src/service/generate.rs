@@ -1,0 +1,242 @@
+//! A Generate call, from its message to a request in the scheduler.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use roundhouse_proto::executor::{GenerateRequest, ResponseOptions, SamplingOptions, generate_request};
+use roundhouse_rpc::{Failure, reason};
+use roundhouse_sampling::{MAX_TOP_LOGPROBS, Sampler, SamplingParams};
+use roundhouse_text::{ChatMessage, Detokenizer, RenderOptions, StopMatcher, continue_conversation};
+use tokio::sync::mpsc;
+use tonic::Code;
+use uuid::Uuid;
+
+use super::{ExecutorService, convert, failure};
+use crate::engine::LoadedEngine;
+use crate::scheduler::{Cancellation, Delta, GenerateError, Limits, Request};
+use crate::session::{Lease, Session, SessionState};
+
+/// Deltas on their way to a client: how far a generation runs ahead of a client that reads slowly.
+const DELTA_BUFFER: usize = 64;
+/// The longest request ID in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Tokens of the prompt that the detokenizer sees before the first output: enough for the longest character and for a
+/// word's leading space.
+const DETOKENIZER_CONTEXT: usize = 8;
+
+/// A generation that has begun.
+pub(super) struct Started {
+    pub(super) request_id: String,
+    pub(super) deltas: mpsc::Receiver<Result<Delta, GenerateError>>,
+}
+
+/// The tokens of a call's input, and how they go on from a history.
+struct Prompt {
+    /// Tokens of the history that stay.
+    keep: usize,
+    /// What comes after them.
+    new_tokens: Vec<u32>,
+    /// The messages of this turn, where it came as messages.
+    messages: Vec<ChatMessage>,
+}
+
+impl ExecutorService {
+    /// Checks a call and hands it to its engine's scheduler. Everything that the caller can have got wrong is found
+    /// here, before the stream begins.
+    pub(super) fn start(&self, message: GenerateRequest, deadline: Option<Instant>) -> Result<Started, Failure> {
+        let session = message.session_id.as_deref().map(|id| self.sessions.get(id)).transpose();
+        let session = session.map_err(|error| failure::of_session(&error))?;
+        let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
+        let sampling = sampling_params(message.sampling.as_ref());
+        let mut sampler = Sampler::new(sampling).map_err(|error| failure::of_sampling(&error))?;
+        let response = message.response.unwrap_or_default();
+        let logprobs = logprobs(&response)?;
+        let stopping = message.stopping.unwrap_or_default();
+        let stop_strings = StopMatcher::new(&stopping.stop).map_err(|error| failure::of_text(&error))?;
+        let request_id = request_id(message.request_id)?;
+        let cancellation = Cancellation::default();
+        let claim = self
+            .requests
+            .claim(&request_id, cancellation.clone(), message.session_id)
+            .ok_or_else(|| in_use(&request_id))?;
+
+        let leased = session.as_ref().map(Session::lease).transpose();
+        let mut lease = leased.map_err(|error| failure::of_session(&error))?;
+        let empty = (&[][..], &[][..]);
+        let (history, conversation) = lease
+            .as_mut()
+            .and_then(|lease| lease.state())
+            .map_or(empty, |state| (&state.tokens[..], &state.messages[..]));
+        let input = message.input.ok_or_else(|| {
+            Failure::invalid_field("input", "the request has none of prompt, token_ids and messages")
+        })?;
+        let prompt = read_input(&engine, input, history, conversation)?;
+        let length = prompt.keep + prompt.new_tokens.len();
+        let max_tokens = stopping.max_tokens.map(|tokens| tokens as usize);
+        if max_tokens == Some(0) {
+            return Err(Failure::invalid_field("stopping.max_tokens", "max_tokens is 0: expected at least 1"));
+        }
+        let mut lease = match lease {
+            Some(lease) => lease,
+            None => self.ephemeral(&engine, length, max_tokens)?,
+        };
+        let state = lease.state().ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
+        check_length(length, state.cache.capacity())?;
+        begin_turn(state, prompt);
+        sampler.push_prompt(&state.tokens);
+        let mut detokenizer = Detokenizer::new(response.skip_special_tokens.unwrap_or(true));
+        for &token in &state.tokens[length.saturating_sub(DETOKENIZER_CONTEXT)..] {
+            detokenizer.push(engine.tokenizer(), token).map_err(|error| failure::of_text(&error))?;
+        }
+
+        let (sender, deltas) = mpsc::channel(DELTA_BUFFER);
+        let mut stop_tokens = stopping.stop_token_ids;
+        if !stopping.ignore_eos.unwrap_or(false) {
+            stop_tokens.extend(&engine.manifest().info.eos_token_ids);
+        }
+        let is_chat = !state.messages.is_empty();
+        let request = Request {
+            id: request_id.clone(),
+            is_chat,
+            lease,
+            sampler,
+            logprobs,
+            detokenizer,
+            stop_strings,
+            limits: Limits {
+                max_tokens: max_tokens.unwrap_or(usize::MAX),
+                min_tokens: stopping.min_tokens.unwrap_or(0) as usize,
+                stop_tokens,
+            },
+            deadline,
+            cancellation,
+            deltas: sender,
+            guard: Box::new((claim, Arc::clone(&engine))),
+        };
+        engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
+        Ok(Started { request_id, deltas })
+    }
+
+    /// The engine that a call names, which must be its session's.
+    fn engine_of(&self, name: Option<&str>, session: Option<&Session>) -> Result<Arc<LoadedEngine>, Failure> {
+        let Some(session) = session else {
+            return self.engines.find(name).map_err(|error| failure::of_find(&error));
+        };
+        let of_session = self.engines.find(Some(session.engine().as_str()));
+        let engine = of_session.map_err(|error| failure::of_find(&error))?;
+        match name {
+            Some(name) if name != engine.manifest().key.as_str() && name != engine.manifest().model => {
+                let message = format!("session {:?} is of engine {}, not {name:?}", session.id(), session.engine());
+                Err(Failure::invalid_field("engine", message))
+            }
+            _ => Ok(engine),
+        }
+    }
+
+    /// A state for one request alone, no longer than it can need.
+    fn ephemeral(&self, engine: &LoadedEngine, prompt: usize, new: Option<usize>) -> Result<Lease, Failure> {
+        check_length(prompt, engine.max_seq_len())?;
+        let wanted = new.map_or(usize::MAX, |new| prompt.saturating_add(new));
+        let state = engine.new_state(wanted.min(engine.max_seq_len()), &self.memory);
+        Ok(Lease::ephemeral(state.map_err(|error| failure::of_state(&error))?))
+    }
+}
+
+fn read_input(
+    engine: &LoadedEngine,
+    input: generate_request::Input,
+    history: &[u32],
+    conversation: &[ChatMessage],
+) -> Result<Prompt, Failure> {
+    let append = |new_tokens: Vec<u32>, field: &str| {
+        if new_tokens.is_empty() && history.is_empty() {
+            return Err(Failure::invalid_field(field, format!("{field} has no tokens")));
+        }
+        Ok(Prompt { keep: history.len(), new_tokens, messages: Vec::new() })
+    };
+    match input {
+        generate_request::Input::Prompt(text) => {
+            let tokens = engine.tokenizer().encode(&text, history.is_empty());
+            append(tokens.map_err(|error| failure::of_text(&error))?, "prompt")
+        }
+        generate_request::Input::TokenIds(tokens) => {
+            let vocab_size = engine.vocab_size();
+            if let Some(token) = tokens.ids.iter().find(|&&token| token as usize >= vocab_size) {
+                let message = format!("token {token} is not in the vocabulary of {vocab_size}");
+                return Err(Failure::invalid_field("token_ids", message));
+            }
+            append(tokens.ids, "token_ids")
+        }
+        generate_request::Input::Messages(messages) => {
+            let options = RenderOptions {
+                add_generation_prompt: messages.add_generation_prompt.unwrap_or(true),
+                now: engine.template_time(),
+            };
+            let mut all = conversation.to_vec();
+            all.extend(convert::messages(messages));
+            let template = engine.template().map_err(|error| failure::of_text(&error))?;
+            let continuation = continue_conversation(engine.tokenizer(), template, history, &all, &options)
+                .map_err(|error| failure::of_text(&error))?;
+            Ok(Prompt { keep: continuation.keep_prefix_len, new_tokens: continuation.new_tokens, messages: all })
+        }
+    }
+}
+
+/// Puts a prompt into the history, and takes what no longer holds out of the cache.
+fn begin_turn(state: &mut SessionState, prompt: Prompt) {
+    state.tokens.truncate(prompt.keep);
+    state.tokens.extend(prompt.new_tokens);
+    state.messages = prompt.messages;
+    // At least one token must be computed, or there are no logits to choose the next one from.
+    state.cache.truncate(prompt.keep.min(state.tokens.len().saturating_sub(1)));
+}
+
+fn check_length(length: usize, capacity: usize) -> Result<(), Failure> {
+    if length < capacity {
+        return Ok(());
+    }
+    let message = format!("{length} tokens and one new one do not fit the {capacity} tokens of the cache");
+    Err(Failure::new(Code::InvalidArgument, reason::PROMPT_TOO_LONG, message)
+        .with("prompt_tokens", length)
+        .with("max_seq_len", capacity))
+}
+
+fn request_id(given: Option<String>) -> Result<String, Failure> {
+    match given {
+        None => Ok(Uuid::new_v4().simple().to_string()),
+        Some(id) if id.is_empty() || id.len() > MAX_REQUEST_ID_BYTES => Err(Failure::invalid_field(
+            "request_id",
+            format!("request_id has {} bytes: expected 1 to {MAX_REQUEST_ID_BYTES}", id.len()),
+        )),
+        Some(id) => Ok(id),
+    }
+}
+
+fn in_use(id: &str) -> Failure {
+    let message = format!("another request {id:?} is running");
+    Failure::new(Code::AlreadyExists, reason::REQUEST_ID_IN_USE, message).at_field("request_id")
+}
+
+fn logprobs(options: &ResponseOptions) -> Result<Option<usize>, Failure> {
+    match options.logprobs {
+        Some(count) if count as usize > MAX_TOP_LOGPROBS => Err(Failure::invalid_field(
+            "response.logprobs",
+            format!("logprobs is {count}: expected at most {MAX_TOP_LOGPROBS}"),
+        )),
+        count => Ok(count.map(|count| count as usize)),
+    }
+}
+
+fn sampling_params(options: Option<&SamplingOptions>) -> SamplingParams {
+    let options = options.copied().unwrap_or_default();
+    SamplingParams {
+        temperature: options.temperature,
+        top_k: options.top_k,
+        top_p: options.top_p,
+        min_p: options.min_p,
+        repetition_penalty: options.repetition_penalty,
+        presence_penalty: options.presence_penalty,
+        frequency_penalty: options.frequency_penalty,
+        seed: options.seed,
+    }
+}

@@ -1,0 +1,103 @@
+//! The gRPC surface of the executor.
+
+mod convert;
+mod executor;
+mod failure;
+mod generate;
+mod requests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use roundhouse_backend::Runtime;
+use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
+use roundhouse_engine::EngineKey;
+use roundhouse_proto::executor::executor_server::ExecutorServer;
+use roundhouse_rpc::MAX_MESSAGE_BYTES;
+use roundhouse_store::{CacheOptions, EngineStore, LocalCache, StoreError, StoreOptions};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::service::Routes;
+
+use crate::ExecutorConfig;
+use crate::engine::{Engines, Loaded};
+use crate::session::{KvMemory, Sessions};
+use requests::Requests;
+
+/// The longest that an expired session stays.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The executor service. Cheap to clone; all clones are one service.
+#[derive(Clone)]
+pub struct ExecutorService {
+    engines: Arc<Engines>,
+    sessions: Arc<Sessions>,
+    memory: Arc<KvMemory>,
+    requests: Arc<Requests>,
+    config: Arc<ExecutorConfig>,
+    stopped: CancellationToken,
+}
+
+impl ExecutorService {
+    /// The full gRPC names, for health and reflection.
+    pub const NAMES: &'static [&'static str] = &["roundhouse.executor.v1.Executor"];
+
+    /// Opens the store and the local cache.
+    ///
+    /// # Errors
+    /// When either cannot be used.
+    pub async fn open(config: ExecutorConfig) -> Result<Self, StoreError> {
+        let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
+        let cache = LocalCache::open(&config.cache_dir, CacheOptions { limit_bytes: config.cache_limit_bytes })?;
+        let cpu: Arc<dyn Runtime> = Arc::new(CpuRuntime::new(&CpuOptions { threads: config.threads }));
+        let service = Self {
+            engines: Arc::new(Engines::new(store, cache, vec![cpu], &config)),
+            sessions: Arc::new(Sessions::new(config.max_sessions)),
+            memory: KvMemory::new(config.kv_memory_bytes),
+            requests: Arc::default(),
+            config: Arc::new(config),
+            stopped: CancellationToken::new(),
+        };
+        tokio::spawn(expire_sessions(Arc::clone(&service.sessions), service.stopped.clone()));
+        Ok(service)
+    }
+
+    /// Adds its service to `routes`.
+    #[must_use]
+    pub fn routes(&self, routes: Routes) -> Routes {
+        routes.add_service(
+            ExecutorServer::new(self.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    /// Loads an engine by its key, as the RPC does.
+    ///
+    /// # Errors
+    /// The status that the RPC would answer with.
+    pub async fn load(&self, key: &str) -> Result<Loaded, Status> {
+        let key = EngineKey::parse(key).ok_or_else(|| failure::not_a_key(key))?;
+        Ok(self.engines.load(&key).await.map_err(|error| failure::of_load(&error))?)
+    }
+
+    /// Ends every generation and frees the engines.
+    pub async fn stop(&self) {
+        self.stopped.cancel();
+        let engines = Arc::clone(&self.engines);
+        // Dropping an engine joins its scheduler's thread.
+        if let Err(error) = tokio::task::spawn_blocking(move || engines.unload_all()).await {
+            tracing::error!(%error, "unloading ended abnormally");
+        }
+    }
+}
+
+async fn expire_sessions(sessions: Arc<Sessions>, stopped: CancellationToken) {
+    loop {
+        let next = sessions.expire(Instant::now()).unwrap_or(EXPIRY_INTERVAL).min(EXPIRY_INTERVAL);
+        tokio::select! {
+            () = tokio::time::sleep(next.max(Duration::from_millis(10))) => {}
+            () = stopped.cancelled() => return,
+        }
+    }
+}
