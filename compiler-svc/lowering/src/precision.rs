@@ -30,7 +30,9 @@ pub(crate) fn run(graph: Graph, options: &EngineOptions) -> Result<(Graph, PassR
     let halves = |id: &ValueId| matches!(graph.value(*id).dtype, DType::F16 | DType::Bf16);
     let outputs: Vec<ValueId> = graph.outputs().iter().copied().filter(halves).collect();
     for &output in &outputs {
-        let cast = rewriter.append("cast", Op::Cast { to: DType::F32 }, &[output])?;
+        // The output's name goes to the cast, and the cast's to what it casts.
+        let name = format!("{}_{dtype}", rewriter.value(output).name);
+        let cast = rewriter.append(&name, Op::Cast { to: DType::F32 }, &[output])?;
         if let Some(node) = rewriter.producer(cast) {
             rewriter.replace_uses_after(node, output, cast)?;
         }

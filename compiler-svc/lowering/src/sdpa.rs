@@ -42,9 +42,17 @@ pub(crate) fn run(graph: Graph, _: &EngineOptions) -> Result<(Graph, PassReport)
 /// Turns a matrix product that ends a written-out attention into the op.
 fn compose(rewriter: &mut Rewriter, id: NodeId) -> Result<bool, GraphError> {
     let Some(found) = decomposed_attention(rewriter, id) else { return Ok(false) };
-    let output = rewriter.node(id).output;
-    let types = [found.query, found.key, found.value, output].map(|value| rewriter.value(value).dtype);
-    if types.iter().any(|&dtype| dtype != types[0]) {
+    let [query, key, value] = [found.query, found.key, found.value].map(|id| rewriter.value(id));
+    let output = rewriter.value(rewriter.node(id).output);
+    let one_dtype = [key, value, output].iter().all(|other| other.dtype == query.dtype);
+    // A mask with more dimensions than the scores would have widened them.
+    let same_shape = match (&query.shape[..], &value.shape[..]) {
+        ([batch, heads, seq, _], [.., value_dim]) => {
+            output.shape[..] == [batch, heads, seq, value_dim].map(Dim::clone)
+        }
+        _ => false,
+    };
+    if !(one_dtype && same_shape) {
         return Ok(false);
     }
     let mut attributes = AttentionAttributes {

@@ -7,8 +7,8 @@ use roundhouse_engine::{CacheKind, EngineOptions};
 use roundhouse_graph::{DType, Graph};
 use roundhouse_lowering::lower;
 use support::{
-    CacheOutputs, MAX_SEQ_LEN, Model, Stepper, assert_close, counts, ints, names, options, reference, rows,
-    tiny_llama, tokens, with_window,
+    CacheOutputs, MAX_SEQ_LEN, Model, Stepper, assert_close, counts, difference, ints, names, options,
+    reference, rows, tiny_llama, tokens, with_window,
 };
 
 const BOTH: [CacheKind; 2] = [CacheKind::StaticV1, CacheKind::StaticV2];
@@ -70,6 +70,10 @@ fn chunked_prefill_and_decode_compute_the_whole_sequence() {
 
 #[test]
 fn sliding_windows_hold_across_the_cache() {
+    let sequence = tokens(1, MAX_SEQ_LEN);
+    let [plain, windowed] =
+        [tiny_llama(), with_window(tiny_llama(), 4)].map(|model| reference(&model, &sequence));
+    assert!(difference(&plain.concat(), &windowed.concat()) > 0.1, "the window matters");
     for cache in BOTH {
         check_last_logits(&with_window(tiny_llama(), 4), cache);
     }

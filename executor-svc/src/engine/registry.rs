@@ -127,17 +127,20 @@ impl Engines {
         Ok(Loaded { engine, elapsed, downloaded_bytes: progress.bytes.into_inner() })
     }
 
-    /// Forgets an engine. Its memory is free when the last generation is over. False when it was not loaded.
+    /// Ends an engine's generations and frees it. Blocks until the step that runs is over. False when it was not
+    /// loaded.
     pub fn unload(&self, key: &EngineKey) -> bool {
         let mut loaded = self.loaded.write();
-        let before = loaded.len();
-        loaded.retain(|engine| engine.manifest().key != *key);
-        loaded.len() < before
+        let found = loaded.iter().position(|engine| engine.manifest().key == *key);
+        let removed = found.map(|index| loaded.remove(index));
+        drop(loaded);
+        removed.is_some()
     }
 
-    /// Forgets all engines.
+    /// Ends every engine's generations and frees the engines. Blocks as [`Engines::unload`].
     pub fn unload_all(&self) {
-        self.loaded.write().clear();
+        let all = std::mem::take(&mut *self.loaded.write());
+        drop(all);
     }
 
     /// All of them, in the order of their loading.

@@ -37,7 +37,8 @@ pub struct Request {
     pub cancellation: Cancellation,
     /// Where its deltas go. A receiver that is gone ends it.
     pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
-    /// Keeps what must live as long as the generation: the claim on its request ID, ….
+    /// Keeps what must live as long as the generation: the claim on its request ID. Must not own the engine, which
+    /// waits for its generations when it is dropped.
     pub guard: Box<dyn Send>,
 }
 

@@ -111,7 +111,7 @@ impl ExecutorService {
             deadline,
             cancellation,
             deltas: sender,
-            guard: Box::new((claim, Arc::clone(&engine))),
+            guard: Box::new(claim),
         };
         engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
         Ok(Started { request_id, deltas })

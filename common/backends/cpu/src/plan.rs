@@ -46,8 +46,6 @@ pub(crate) struct Plan {
     pub(crate) tables: Vec<RotaryTable>,
     /// The logits, contiguous.
     pub(crate) logits: View,
-    /// The new cache tensors of a static cache.
-    pub(crate) cache_outputs: Vec<View>,
     /// How many rows of logits are wanted; a symbol of the plan's own.
     pub(crate) rows: SymbolId,
     /// Whether the graph selects rows. Else it computes the logits of every token.

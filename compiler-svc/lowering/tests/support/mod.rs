@@ -7,6 +7,8 @@ mod checkpoints;
 
 use std::collections::BTreeMap;
 
+pub(crate) use checkpoints::difference;
+
 use roundhouse_backend_conformance::{Interpreter, MemoryWeights, Rng, Tensor};
 use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, Precision};
 use roundhouse_graph::{Graph, Op, PassReport, Rewriter, ValueId};
@@ -89,12 +91,6 @@ pub(crate) fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
     tensor.floats().chunks(*tensor.shape.last().unwrap()).map(<[f32]>::to_vec).collect()
 }
 
-/// The largest absolute difference.
-pub(crate) fn difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 /// Asserts that logits agree: the same fp32 values in another order of operations.
 pub(crate) fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     let difference = difference(found, expected);
@@ -138,12 +134,7 @@ pub(crate) struct Stepper {
 
 impl Stepper {
     /// With caches of zeros for `batch` sequences.
-    pub(crate) fn new(
-        graph: &Graph,
-        weights: &MemoryWeights,
-        outputs: CacheOutputs,
-        batch: usize,
-    ) -> Self {
+    pub(crate) fn new(graph: &Graph, weights: &MemoryWeights, outputs: CacheOutputs, batch: usize) -> Self {
         let zeros = |name: &String| {
             let value = graph.value(graph.find(name).unwrap());
             let size = |dim: &roundhouse_graph::Dim| dim.as_constant().map_or(batch, |dim| dim as usize);
@@ -169,4 +160,23 @@ impl Stepper {
     pub(crate) fn cache(&self, name: &str) -> &Tensor {
         &self.caches[name]
     }
+}
+
+/// Runs the pass of this name alone.
+pub(crate) fn run_pass(name: &str, graph: Graph) -> (Graph, BTreeMap<String, u64>) {
+    let pass = roundhouse_lowering::PASSES.iter().find(|pass| pass.name == name).unwrap();
+    let (graph, report) = (pass.run)(graph, &options(CacheKind::None)).unwrap();
+    assert_eq!(report.pass, name);
+    (graph, report.counts)
+}
+
+/// What a graph without checkpoint tensors computes of these inputs.
+pub(crate) fn run(graph: &Graph, inputs: &[(&str, Tensor)]) -> BTreeMap<String, Tensor> {
+    let interpreter = Interpreter::new(graph, &MemoryWeights::new()).unwrap();
+    interpreter.run(inputs.iter().map(|(name, tensor)| (*name, tensor.clone()))).unwrap()
+}
+
+/// The names of a graph's ops, in execution order.
+pub(crate) fn ops(graph: &Graph) -> Vec<&'static str> {
+    graph.nodes().map(|(_, node)| node.op.name()).collect()
 }

@@ -47,3 +47,11 @@ fn numbers(name: &str, count: usize) -> Vec<f32> {
     let center = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
     Rng::new(seed).uniform_vec(count, center, 0.5)
 }
+
+/// The largest absolute difference; NaN if there is one.
+pub(crate) fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences
+        .fold(0.0, |largest: f32, next| if largest >= next || largest.is_nan() { largest } else { next })
+}

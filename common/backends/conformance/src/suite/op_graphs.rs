@@ -19,7 +19,7 @@ const HEAD_DIM: usize = 8;
 pub(super) struct OpCase {
     pub(super) name: &'static str,
     pub(super) source: Source,
-    /// Whether the graph gives the last token's logits only.
+    /// Whether only the last token's logits are asked for, for which the lowering adds a node.
     pub(super) last_token: bool,
 }
 
@@ -28,6 +28,7 @@ struct OpGraph {
     graph: Graph,
     weights: MemoryWeights,
     rng: Rng,
+    dtype: DType,
     batch: Dim,
     seq: Dim,
     input_ids: ValueId,
@@ -40,8 +41,8 @@ type Result<T> = std::result::Result<T, GraphError>;
 /// Applies an op to the embedded tokens; `[batch, seq or 1, any]`.
 type Form = fn(&mut OpGraph) -> Result<ValueId>;
 
-/// All cases.
-pub(super) fn op_cases() -> Result<Vec<OpCase>> {
+/// All cases, in a float dtype.
+pub(super) fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
     let forms: &[(&'static str, Form)] = &[
         ("embedding", |g| Ok(g.x)),
         ("linear", |g| {
@@ -106,7 +107,8 @@ pub(super) fn op_cases() -> Result<Vec<OpCase>> {
             // All but where both tokens are of the vocabulary's first row, whose embedding is zero.
             g.masked_attention(|g, scores| g.node(Op::Cast { to: DType::Bool }, &[scores]))
         }),
-        ("last_token", |g| g.node(Op::LastToken, &[g.x])),
+        // The lowering puts the op in: see `OpCase::last_token`.
+        ("last_token", |g| Ok(g.x)),
         ("cat", |g| {
             let y = g.unary(Op::Silu)?;
             g.node(Op::Cat { axis: 2 }, &[g.x, y, g.x])
@@ -136,14 +138,15 @@ pub(super) fn op_cases() -> Result<Vec<OpCase>> {
         ("softmax", |g| g.unary(Op::Softmax { axis: 2 })),
         ("cast", |g| {
             let x = g.unary(Op::Cast { to: DType::F32 })?;
-            g.node(Op::Silu, &[x])
+            let x = g.node(Op::Silu, &[x])?;
+            g.node(Op::Cast { to: g.dtype }, &[x])
         }),
     ];
-    forms.iter().map(|&(name, form)| OpGraph::case(name, form)).collect()
+    forms.iter().map(|&(name, form)| OpGraph::case(name, dtype, form)).collect()
 }
 
 impl OpGraph {
-    fn case(name: &'static str, form: Form) -> Result<OpCase> {
+    fn case(name: &'static str, dtype: DType, form: Form) -> Result<OpCase> {
         let mut graph = Graph::new(name);
         let batch = Dim::symbol(graph.add_symbol("batch", 1, 1 << 16));
         let seq = Dim::symbol(graph.add_symbol("seq", 1, i64::from(MAX_SEQ_LEN)));
@@ -151,7 +154,7 @@ impl OpGraph {
         let input_ids = graph.add_input("input_ids", DType::I64, shape.clone());
         let position_ids = graph.add_input("position_ids", DType::I64, shape);
         let (weights, rng) = (MemoryWeights::new(), Rng::new(6));
-        let mut this = Self { graph, weights, rng, batch, seq, input_ids, position_ids, x: input_ids };
+        let mut this = Self { graph, weights, rng, dtype, batch, seq, input_ids, position_ids, x: input_ids };
         this.x = this.embedding()?;
         let y = form(&mut this)?;
         let width = this.graph.value(y).shape[2].as_constant().unwrap_or(0) as usize;
@@ -167,9 +170,8 @@ impl OpGraph {
             eos_token_ids: Vec::new(),
             bos_token_id: None,
         };
-        let last_token = this.graph.nodes().any(|(_, node)| node.op == Op::LastToken);
         let source = Source { graph: this.graph, weights: this.weights, info };
-        Ok(OpCase { name, source, last_token })
+        Ok(OpCase { name, source, last_token: name == "last_token" })
     }
 
     fn node(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
@@ -184,7 +186,7 @@ impl OpGraph {
         let name = format!("weight_{}", self.graph.weights().count());
         self.weights.insert(&name, shape, values);
         let shape: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
-        self.graph.add_weight(&name, DType::F32, &shape, WeightExpr::tensor(&name))
+        self.graph.add_weight(&name, self.dtype, &shape, WeightExpr::tensor(&name))
     }
 
     /// `[rows, columns]`, uniform in ±√(3 / columns).
@@ -216,7 +218,7 @@ impl OpGraph {
 
     /// `x` times each token's position, which broadcasts along the features.
     fn times_position(&mut self) -> Result<ValueId> {
-        let positions = self.node(Op::Cast { to: DType::F32 }, &[self.position_ids])?;
+        let positions = self.node(Op::Cast { to: self.dtype }, &[self.position_ids])?;
         let shape = vec![self.batch.clone(), self.seq.clone(), 1_i64.into()];
         let positions = self.node(Op::Reshape { shape }, &[positions])?;
         self.node(Op::Mul, &[self.x, positions])

@@ -44,8 +44,10 @@ struct Compiler<'a> {
     rows: SymbolId,
     packed: bool,
     places: HashMap<ValueId, Place>,
-    /// The values that are views of a buffer.
-    sharers: HashMap<BufferId, Vec<ValueId>>,
+    /// The values that are views of a buffer or cache tensor.
+    sharers: HashMap<Root, Vec<ValueId>>,
+    /// The outputs of a static cache that are not stored yet, with their tensors.
+    cache_outputs: Vec<(usize, ValueId)>,
     buffers: Vec<SizeId>,
     integers: Vec<SizeId>,
     integer_inputs: Vec<Role>,
@@ -71,6 +73,7 @@ pub(super) fn compile(graph: &Graph, signature: Signature, limits: StepLimits) -
         packed: signature.mode == CacheKind::InPlace,
         places: HashMap::new(),
         sharers: HashMap::new(),
+        cache_outputs: Vec::new(),
         buffers: Vec::new(),
         integers: Vec::new(),
         integer_inputs: Vec::new(),
@@ -81,6 +84,9 @@ pub(super) fn compile(graph: &Graph, signature: Signature, limits: StepLimits) -
         at: 0,
     };
     compiler.inputs(&signature);
+    if !compiler.packed {
+        compiler.cache_outputs = signature.cache_outputs.iter().copied().enumerate().collect();
+    }
     for place in 0..compiler.groups.groups.len() {
         compiler.at = place;
         let group = compiler.groups.groups[place].clone();
@@ -90,6 +96,7 @@ pub(super) fn compile(graph: &Graph, signature: Signature, limits: StepLimits) -
             }
             (error, _) => error,
         })?;
+        compiler.store_cache_outputs()?;
     }
     compiler.at = compiler.groups.groups.len();
     compiler.finish(signature, limits)
@@ -107,8 +114,26 @@ impl Compiler<'_> {
                     Place::View(self.new_integers(id))
                 }
             };
-            self.places.insert(id, place);
+            self.place(id, place);
         }
+    }
+
+    /// Stores the new cache tensors that are computed, as soon as nothing reads the old ones.
+    fn store_cache_outputs(&mut self) -> Result<(), BackendError> {
+        for (tensor, id) in std::mem::take(&mut self.cache_outputs) {
+            let root = Root::CacheTensor(tensor);
+            let readers = self.sharers.get(&root).into_iter().flatten();
+            let old_is_dead = readers.copied().all(|id| self.groups.is_dead_after(id, self.at));
+            if !old_is_dead || !self.places.contains_key(&self.groups.resolve(id)) {
+                self.cache_outputs.push((tensor, id));
+                continue;
+            }
+            let from = self.view(id)?;
+            let from = self.contiguous(&from);
+            let elements = from.elements(&mut self.sizes);
+            self.push(Step::StoreCache { tensor, from }, elements);
+        }
+        Ok(())
     }
 
     fn group(&mut self, group: &Group) -> Result<(), BackendError> {
@@ -161,19 +186,14 @@ impl Compiler<'_> {
     fn finish(mut self, signature: Signature, limits: StepLimits) -> Result<Plan, BackendError> {
         let logits = self.view(signature.logits)?;
         let logits = self.contiguous(&logits);
-        let mut cache_outputs = Vec::new();
-        if !self.packed {
-            for &id in &signature.cache_outputs {
-                cache_outputs.push(self.view(id)?);
-            }
+        if let Some((_, id)) = self.cache_outputs.first() {
+            let name = &self.graph.value(*id).name;
+            return Err(unsupported(format!("the output {name:?}, which leaves an old cache in use")));
         }
-        let roots = cache_outputs.iter().chain([&logits]).map(|view| view.root);
-        let kept: Vec<usize> = roots
-            .filter_map(|root| match root {
-                Root::Buffer(id) => Some(id.0),
-                _ => None,
-            })
-            .collect();
+        let kept: Vec<usize> = match logits.root {
+            Root::Buffer(id) => vec![id.0],
+            _ => return Err(unsupported("logits that are not computed")),
+        };
         let mut plan = Plan {
             signature,
             steps: self.steps,
@@ -186,7 +206,6 @@ impl Compiler<'_> {
             constants: self.constants,
             tables: self.tables,
             logits,
-            cache_outputs,
             rows: self.rows,
             selects_rows: self.graph.nodes().any(|(_, node)| matches!(node.op, Op::LastToken)),
         };
@@ -203,8 +222,8 @@ impl Compiler<'_> {
 
     /// Puts a value somewhere.
     fn place(&mut self, id: ValueId, place: Place) {
-        if let Place::View(View { root: Root::Buffer(buffer), .. }) = &place {
-            self.sharers.entry(*buffer).or_default().push(id);
+        if let Place::View(view) = &place {
+            self.sharers.entry(view.root).or_default().push(id);
         }
         self.places.insert(id, place);
     }
@@ -361,9 +380,9 @@ impl Compiler<'_> {
 
     /// Whether this group may overwrite the buffer of a view: no later group reads any value in it.
     fn may_overwrite(&self, view: &View) -> bool {
-        let Root::Buffer(buffer) = view.root else { return false };
-        let sharers = self.sharers.get(&buffer);
-        sharers.is_none_or(|values| values.iter().all(|&value| self.groups.is_dead_after(value, self.at)))
+        let sharers = self.sharers.get(&view.root);
+        let dead = sharers.is_none_or(|values| values.iter().all(|&value| self.groups.is_dead_after(value, self.at)));
+        dead && matches!(view.root, Root::Buffer(_))
     }
 }
 

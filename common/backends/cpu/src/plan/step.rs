@@ -44,6 +44,8 @@ pub(crate) enum Step {
     Rotary { table: usize, to: View },
     /// Appends `[1, heads, tokens, head_dim]` to each sequence's cache tensor.
     StoreKv { tensor: usize, from: View },
+    /// The new content of a static cache's tensor, contiguous.
+    StoreCache { tensor: usize, from: View },
     /// Attention of `[1, heads, tokens, head_dim]` over each sequence's cache.
     CachedAttention { q: View, key: usize, value: usize, attention: Attention, to: View },
     /// Attention over keys and values of this step.
@@ -157,7 +159,7 @@ impl Step {
             Self::Map { from, to, .. } => from.iter().chain([to]).for_each(view),
             Self::Softmax { to } | Self::Rotary { to, .. } => view(to),
             Self::RotaryTable { .. } => {}
-            Self::StoreKv { from, .. } => view(from),
+            Self::StoreKv { from, .. } | Self::StoreCache { from, .. } => view(from),
             Self::CachedAttention { q, to, .. } => [q, to].into_iter().for_each(view),
             Self::Attention { q, k, v, mask, to, .. } => {
                 [q, k, v, to].into_iter().chain(mask.iter().map(|mask| &mask.view)).for_each(view);

@@ -20,20 +20,12 @@ impl Compiler<'_> {
         let b = self.view(node.inputs[1])?;
         let (a, b) = (self.with_fp32(&a), self.with_fp32(&b));
 
-        // An operand of the output's shape may become the output; the first of a product of two may be either.
-        let mut target = None;
-        for (to, other) in [(&a, &b), (&b, &a)] {
-            let exchanged = to == &b && a != b;
-            if to.dims == dims
-                && to.root != other.root
-                && to.is_dense(&mut self.sizes)
-                && self.may_overwrite(to)
-                && !(exchanged && op == BinaryOp::SiluMul)
-            {
-                target = Some((to.clone(), other.clone()));
-                break;
-            }
-        }
+        // An operand of the output's shape may become the output.
+        let in_place = [(&a, &b), (&b, &a)].into_iter().find(|(to, other)| {
+            let fits = op != BinaryOp::SiluMul && to.dims == dims && to.root != other.root;
+            fits && to.is_dense(&mut self.sizes) && self.may_overwrite(to)
+        });
+        let target = in_place.map(|(to, other)| (to.clone(), other.clone()));
         if let Some((to, other)) = target {
             let b = other.broadcast(&dims, &mut self.sizes);
             self.push_to(Step::Binary { op, a: None, b, to: to.clone() }, &to);

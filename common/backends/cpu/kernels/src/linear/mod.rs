@@ -1,0 +1,157 @@
+//! Products of activations with weight matrices.
+//!
+//! Few rows of activations ([`GEMV_ROWS`]) run through [`gemv`], which reads every weight once, from memory, and is
+//! bound by that. More run through [`gemm`], blocked for the caches, on the fused multiply-add units or, where the
+//! machine has one, the matrix unit.
+//!
+//! A row of the result is the same, bit for bit, for every number of rows up to the limit; and the same for every number
+//! above it. Between the two it differs in the order of its sums, and on the matrix unit (see [`amx`]) in the last
+//! bits of its products.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+mod fma;
+mod gemm;
+mod gemv;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use amx::is_available as amx_is_available;
+pub(crate) use fma::{pack_transposed, tile};
+pub(crate) use gemv::dots;
+
+use crate::shared::SharedMut;
+use crate::{Matrix, Scratch, ThreadPool};
+
+/// Up to how many rows of activations are multiplied row by row.
+const GEMV_ROWS: usize = 8;
+
+/// As [`GEMV_ROWS`], where the alternative is the matrix unit.
+const GEMV_ROWS_AMX: usize = 4;
+
+/// One product of a group that shares its activations `x [m, K]`: `out[m, n] = x · weightᵀ + bias`, or `out` plus that.
+#[derive(Debug)]
+pub struct LinearJob<'a> {
+    /// `[N, K]`.
+    pub weight: Matrix<'a>,
+    /// `[N]`.
+    pub bias: Option<&'a [f32]>,
+    /// Whether the product is added to what `out` holds (a residual connection) or replaces it.
+    pub accumulate: bool,
+    /// `[m, N]`: element `(t, n)` is at `t * out_stride + n`.
+    pub out: &'a mut [f32],
+    /// Distance of the rows of `out`, at least `N`.
+    pub out_stride: usize,
+}
+
+/// A product as the two ways to compute it see it.
+#[derive(Debug, Clone, Copy)]
+struct Product<'a> {
+    weight: Matrix<'a>,
+    /// For `silu(x · weightᵀ) · (x · upᵀ)`: the second matrix, shaped like the first.
+    up: Option<Matrix<'a>>,
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+    out: SharedMut<'a, f32>,
+    out_stride: usize,
+}
+
+impl Product<'_> {
+    fn check(&self, m: usize, out_len: usize) {
+        self.weight.check();
+        let rows = self.weight.rows;
+        assert!(self.bias.is_none_or(|bias| bias.len() == rows), "the bias has an element a row of the weight");
+        assert!(self.out_stride >= rows, "rows of the result do not overlap");
+        assert!(m == 0 || out_len >= (m - 1) * self.out_stride + rows, "the result has room for m rows");
+        if let Some(up) = self.up {
+            up.check();
+            assert!(up.rows == rows && up.columns == self.weight.columns, "gate and up have one shape");
+        }
+    }
+}
+
+/// Every product of the group, in one parallel region: `jobs[i].out[t, n] = Σ x[t, k] · weight[n, k] + bias[n]`, or added
+/// to `out` with `accumulate`. `x` is `[m, K]` with rows `x_stride` apart.
+///
+/// # Panics
+/// If the weights do not all have `K = columns` of the first, or a slice is shorter than its shape says.
+pub fn linear(
+    pool: &ThreadPool,
+    scratch: &mut Scratch,
+    x: &[f32],
+    m: usize,
+    x_stride: usize,
+    jobs: &mut [LinearJob<'_>],
+) {
+    let products: Vec<Product<'_>> = jobs
+        .iter_mut()
+        .map(|job| {
+            let out_len = job.out.len();
+            let product = Product {
+                weight: job.weight,
+                up: None,
+                bias: job.bias,
+                accumulate: job.accumulate,
+                out: SharedMut::new(job.out),
+                out_stride: job.out_stride,
+            };
+            product.check(m, out_len);
+            product
+        })
+        .collect();
+    multiply(pool, scratch, x, m, x_stride, &products);
+}
+
+/// The first half of a gated feed-forward layer, in one parallel region:
+/// `out[t, n] = silu(Σ x[t, k] · gate[n, k]) · (Σ x[t, k] · up[n, k])`. `x` is `[m, K]` with rows `x_stride` apart, `out`
+/// `[m, N]` with rows `out_stride` apart.
+///
+/// # Panics
+/// If the matrices differ in shape, or a slice is shorter than its shape says.
+#[expect(clippy::too_many_arguments, reason = "two strided matrices and two weights, as in every BLAS")]
+pub fn linear_silu_mul(
+    pool: &ThreadPool,
+    scratch: &mut Scratch,
+    x: &[f32],
+    m: usize,
+    x_stride: usize,
+    gate: Matrix<'_>,
+    up: Matrix<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let out_len = out.len();
+    let product = Product {
+        weight: gate,
+        up: Some(up),
+        bias: None,
+        accumulate: false,
+        out: SharedMut::new(out),
+        out_stride,
+    };
+    product.check(m, out_len);
+    multiply(pool, scratch, x, m, x_stride, &[product]);
+}
+
+fn multiply(
+    pool: &ThreadPool,
+    scratch: &mut Scratch,
+    x: &[f32],
+    m: usize,
+    x_stride: usize,
+    products: &[Product<'_>],
+) {
+    let Some(first) = products.first() else { return };
+    let k = first.weight.columns;
+    assert!(products.iter().all(|product| product.weight.columns == k), "the weights of a group share their inputs");
+    if m == 0 {
+        return;
+    }
+    assert!(x_stride >= k || m == 1, "rows of the activations do not overlap");
+    assert!(x.len() >= (m - 1) * x_stride + k, "the activations have m rows");
+    let gemv_rows = if pool.isa().has_amx() { GEMV_ROWS_AMX } else { GEMV_ROWS };
+    if m <= gemv_rows {
+        gemv::multiply(pool, x, m, x_stride, products);
+    } else {
+        gemm::multiply(pool, scratch, x, m, x_stride, products);
+    }
+}

@@ -1,0 +1,229 @@
+//! Runs plans.
+
+mod attention;
+mod elementwise;
+mod layout;
+mod linear;
+mod memory;
+mod norm;
+mod rotary;
+mod strided;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use roundhouse_backend::BackendError;
+use roundhouse_cpu_kernels::{Elements, Matrix, ThreadPool};
+use roundhouse_engine::CacheKind;
+use roundhouse_graph::Graph;
+
+use crate::cache::{CacheState, CpuCache};
+use crate::error::unsupported;
+use crate::plan::{Plan, Role, Root, Step, WeightId};
+use crate::weights::{MappedWeights, Tensor};
+
+pub(crate) use memory::Workspace;
+
+/// A plan with its weights.
+pub(crate) struct Executor {
+    plan: Plan,
+    weights: MappedWeights,
+    /// By [`WeightId`].
+    tensors: Vec<Tensor>,
+    /// Weights that are read as fp32.
+    constants: Vec<Vec<f32>>,
+    pool: Arc<ThreadPool>,
+    input_vocab_size: usize,
+}
+
+/// One sequence's part of a step.
+pub(crate) struct Active<'a> {
+    pub(crate) cache: &'a mut CpuCache,
+    /// Tokens before the new ones, those of earlier pieces of the same call included.
+    pub(crate) past: usize,
+    /// New tokens.
+    pub(crate) tokens: &'a [u32],
+    /// How many of the last new tokens' logits are wanted.
+    pub(crate) rows: usize,
+}
+
+impl Executor {
+    /// Binds a plan to the weights that `graph` names.
+    pub(crate) fn new(
+        plan: Plan,
+        graph: &Graph,
+        weights: MappedWeights,
+        pool: Arc<ThreadPool>,
+    ) -> Result<Self, BackendError> {
+        let tensor = |id| {
+            let name = &graph.value(id).name;
+            weights.tensor(name).cloned().ok_or_else(|| unsupported(format!("weight {name:?} without data")))
+        };
+        let tensors = plan.weights.iter().map(|&id| tensor(id)).collect::<Result<Vec<_>, _>>()?;
+        let mut constants = Vec::new();
+        for &id in &plan.constants {
+            let elements = weights.elements(&tensor(id)?);
+            let mut values = vec![0.0; elements.len()];
+            layout::load(elements, &mut values);
+            constants.push(values);
+        }
+        let ids = plan.integer_inputs.iter().position(|role| *role == Role::InputIds);
+        let tables = plan.steps.iter().filter_map(|planned| match &planned.step {
+            Step::Embedding { ids: view, table, .. } if Some(view.root) == ids.map(Root::Integers) => {
+                tensors[table.0].shape.first().copied()
+            }
+            _ => None,
+        });
+        let input_vocab_size = tables.fold(plan.signature.vocab_size, usize::min);
+        Ok(Self { plan, weights, tensors, constants, pool, input_vocab_size })
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How many tokens there are: the rows of the embedding table.
+    pub(crate) fn input_vocab_size(&self) -> usize {
+        self.input_vocab_size
+    }
+
+    /// Runs one step: all sequences packed where the plan is, else the only one. New keys and values are in the caches
+    /// afterwards, whose lengths are as before, and logits in the workspace.
+    pub(crate) fn run(&self, batch: &mut [Active<'_>], workspace: &mut Workspace) -> Result<(), BackendError> {
+        self.select(batch, workspace);
+        let past = batch.first().map_or(0, |active| active.past);
+        let tokens = match self.plan.signature.mode {
+            CacheKind::None => past + batch.first().map_or(0, |active| active.tokens.len()),
+            _ => batch.iter().map(|active| active.tokens.len()).sum(),
+        };
+        workspace.bind(&self.plan, tokens, past)?;
+        self.fill_inputs(batch, workspace);
+        for planned in &self.plan.steps {
+            if planned.on_selected_rows && workspace.selected.is_empty() {
+                continue;
+            }
+            self.step(&planned.step, batch, workspace)?;
+        }
+        Ok(())
+    }
+
+    /// Logits of the sequence `index` of the last step, `[rows, vocab_size]`.
+    pub(crate) fn logits<'a>(&self, workspace: &'a Workspace, index: usize) -> &'a [f32] {
+        let rows = workspace.logits_rows.get(index).cloned().unwrap_or_default();
+        let width = self.plan.signature.vocab_size;
+        let Root::Buffer(id) = self.plan.logits.root else { return &[] };
+        let offset = workspace.sizes().get(self.plan.logits.offset);
+        workspace.buffer(&self.plan, id).get(offset + rows.start * width..offset + rows.end * width).unwrap_or(&[])
+    }
+
+    /// Which rows' logits are wanted, and where each sequence's will be.
+    fn select(&self, batch: &[Active<'_>], workspace: &mut Workspace) {
+        workspace.selected.clear();
+        workspace.logits_rows.clear();
+        let mut end = 0;
+        for active in batch {
+            end += active.tokens.len();
+            if self.plan.signature.mode == CacheKind::None {
+                end += active.past;
+            }
+            let wanted: Range<usize> = end - active.rows..end;
+            let first = workspace.selected.len();
+            workspace.selected.extend(wanted.clone());
+            let rows = if self.plan.selects_rows { first..first + active.rows } else { wanted };
+            workspace.logits_rows.push(rows);
+        }
+    }
+
+    fn fill_inputs(&self, batch: &[Active<'_>], workspace: &mut Workspace) {
+        let whole = self.plan.signature.mode == CacheKind::None;
+        for (index, role) in self.plan.integer_inputs.iter().enumerate() {
+            let integers = &mut workspace.integers[index];
+            integers.clear();
+            for active in batch {
+                let (past, new) = (active.past, active.tokens.len());
+                match role {
+                    Role::InputIds => {
+                        if let (true, CacheState::Tokens(tokens)) = (whole, &active.cache.state) {
+                            integers.extend(tokens.iter().map(|&token| i64::from(token)));
+                        }
+                        integers.extend(active.tokens.iter().map(|&token| i64::from(token)));
+                    }
+                    Role::PositionIds => {
+                        let first = if whole { 0 } else { past };
+                        integers.extend((first..past + new).map(|position| position as i64));
+                    }
+                    Role::Start | Role::WriteIndices => integers.push(past as i64),
+                    Role::End | Role::KvLengths => integers.push((past + new) as i64),
+                    Role::QueryLengths => integers.push(new as i64),
+                    Role::CacheTensor(_) => {}
+                }
+            }
+        }
+    }
+
+    fn step(
+        &self,
+        step: &Step,
+        batch: &mut [Active<'_>],
+        workspace: &mut Workspace,
+    ) -> Result<(), BackendError> {
+        match step {
+            Step::Copy { from, to } => self.copy(from, to, batch, workspace),
+            Step::CopyIntegers { from, to } => self.copy_integers(from, to, workspace),
+            Step::IntegersToFloat { from, to, truth } => self.integers_to_float(from, to, *truth, workspace),
+            Step::FloatToIntegers { from, to } => self.float_to_integers(from, to, workspace),
+            Step::Embedding { ids, table, to } => return self.embedding(ids, *table, *to, workspace),
+            Step::Gather { x, ids, axis, to } => return self.gather(x, ids, *axis, to, workspace),
+            Step::Linear { x, parts } => self.linear(x, parts, workspace),
+            Step::LinearSiluMul { x, gate, up, to } => self.linear_silu_mul(x, *gate, *up, *to, workspace),
+            Step::MatMul { a, b, to } => self.matmul(a, b, to, workspace),
+            Step::Binary { op, a, b, to } => self.binary(*op, a.as_ref(), b, to, workspace),
+            Step::Map { function, from, to } => self.map(*function, from.as_ref(), to, workspace),
+            Step::Norm { norm, from, to } => self.norm(norm, from, to, workspace),
+            Step::Softmax { to } => self.softmax(to, workspace),
+            Step::RotaryTable { table, positions } => self.rotary_table(*table, positions, workspace),
+            Step::Rotary { table, to } => self.rotary(*table, to, workspace),
+            Step::StoreKv { tensor, from } => self.store_kv(*tensor, from, batch, workspace),
+            Step::StoreCache { tensor, from } => self.store_cache(*tensor, from, batch, workspace),
+            Step::CachedAttention { q, key, value, attention, to } => {
+                self.cached_attention(q, [*key, *value], attention, to, batch, workspace);
+            }
+            Step::Attention { q, k, v, mask, kv_lengths, attention, to } => {
+                let lengths = kv_lengths.as_ref();
+                return self.attention([q, k, v], mask.as_ref(), lengths, attention, to, workspace);
+            }
+            Step::SelectRows { from, to } => self.select_rows(from, to, workspace),
+        }
+        Ok(())
+    }
+
+    /// A weight as a matrix `[rows, columns]`.
+    fn matrix(&self, id: WeightId) -> Matrix<'_> {
+        let tensor = &self.tensors[id.0];
+        let (rows, columns) = match tensor.shape[..] {
+            [rows, columns] => (rows, columns),
+            _ => (1, tensor.shape.iter().product()),
+        };
+        Matrix { elements: self.weights.elements(tensor), rows, columns }
+    }
+
+    /// The elements of what a view is a view of, as fp32 or in the cache's dtype.
+    fn elements<'a>(&'a self, root: Root, batch: &'a [Active<'_>], workspace: &'a Workspace) -> Elements<'a> {
+        match root {
+            Root::CacheTensor(tensor) => {
+                let tensor = batch.first().and_then(|active| active.cache.tensors().get(tensor));
+                tensor.map_or(Elements::F32(&[]), |tensor| tensor.elements())
+            }
+            root => Elements::F32(self.floats(root, workspace)),
+        }
+    }
+
+    /// The elements of fp32 values.
+    fn floats<'a>(&'a self, root: Root, workspace: &'a Workspace) -> &'a [f32] {
+        match root {
+            Root::Buffer(id) => workspace.buffer(&self.plan, id),
+            Root::Constant(index) => &self.constants[index],
+            Root::CacheTensor(_) | Root::Integers(_) => &[],
+        }
+    }
+}
