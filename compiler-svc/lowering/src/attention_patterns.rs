@@ -33,19 +33,17 @@ pub(crate) fn decomposed_attention(rewriter: &Rewriter, id: NodeId) -> Option<De
     let softmax = Reader { rewriter, at: probabilities }.skip_casts();
     let (Op::Softmax { axis: 3 }, &[scores]) = softmax.node()? else { return None };
     let scores = Reader { rewriter, at: scores }.skip_casts();
-    if let (Op::Add, &[a, b]) = scores.node()? {
+    match scores.node()? {
         // Either side may be the mask; the other has to be the scores.
-        return [(a, b), (b, a)].into_iter().find_map(|(scores, mask)| {
-            let (query, key, scale, soft_cap) = read_scores(Reader { rewriter, at: scores })?;
-            Some(Decomposed { query, key, value, mask: Some(mask), scale, soft_cap })
-        });
+        (Op::Add, &[a, b]) => [(a, b), (b, a)].into_iter().find_map(|(scores, mask)| {
+            Some(Decomposed { mask: Some(mask), ..read_scores(Reader { rewriter, at: scores }, value)? })
+        }),
+        _ => read_scores(scores, value),
     }
-    let (query, key, scale, soft_cap) = read_scores(scores)?;
-    Some(Decomposed { query, key, value, mask: None, scale, soft_cap })
 }
 
-/// `cap(scale · q kᵀ)`: query, key, the product of all scales, the cap.
-fn read_scores(mut scores: Reader<'_>) -> Option<(ValueId, ValueId, f32, Option<f32>)> {
+/// The attention over `value` with the scores `cap(scale · q kᵀ)`, without a mask.
+fn read_scores(mut scores: Reader<'_>, value: ValueId) -> Option<Decomposed> {
     scores = scores.skip_casts();
     let mut soft_cap = None;
     if let (Op::SoftCap { cap }, &[input]) = scores.node()? {
@@ -65,9 +63,15 @@ fn read_scores(mut scores: Reader<'_>) -> Option<(ValueId, ValueId, f32, Option<
         key = below;
         on_key *= factor;
     }
-    let all_heads = |value: ValueId| scores.rewriter.value(value).shape.len() == 4;
-    (all_heads(query.at) && all_heads(key.at))
-        .then(|| (query.at, key.at, on_scores * on_query * on_key, soft_cap))
+    let rank = |value: ValueId| scores.rewriter.value(value).shape.len();
+    (rank(query.at) == 4 && rank(key.at) == 4).then_some(Decomposed {
+        query: query.at,
+        key: key.at,
+        value,
+        mask: None,
+        scale: on_scores * on_query * on_key,
+        soft_cap,
+    })
 }
 
 /// A place in a chain of nodes, read from its end.

@@ -36,6 +36,9 @@ use roundhouse_graph::{Graph, PassReport};
 
 pub use error::LoweringError;
 
+/// Rewrites a graph that verifies into another that does, and says what it changed.
+pub type RunPass = fn(Graph, &EngineOptions) -> Result<(Graph, PassReport), LoweringError>;
+
 /// A pass and when it runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass {
@@ -43,8 +46,8 @@ pub struct Pass {
     pub name: &'static str,
     /// Whether the options ask for it.
     pub applies: fn(&EngineOptions) -> bool,
-    /// Rewrites a graph that verifies into another, and says what it changed.
-    pub run: fn(Graph, &EngineOptions) -> Result<(Graph, PassReport), LoweringError>,
+    /// The pass itself.
+    pub run: RunPass,
 }
 
 /// All passes in their order. Attention is brought into one form before a cache pass looks for it; the cache passes come

@@ -1,4 +1,5 @@
 //! Constant folding, dead code and the choice of the last token: what goes, what stays, and that it computes the same.
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The pipeline as a whole: snapshots, reports, dtypes, and options that do not fit.
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Attention in any form becomes the op, and computes the same.
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Static caches: prefill in chunks of any size and decode compute what the model computes over the whole sequence.
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 mod support;
 

@@ -19,6 +19,9 @@ const DESCRIPTIVE: &[&str] = &[
     "use_cache",
 ];
 
+/// Builds a config's graph, `(input_ids, position_ids) → logits`, and says what an executor needs to know of the model.
+pub type BuildModel = fn(&Config<'_>, &dyn WeightSource) -> Result<(Graph, ModelInfo), ModelError>;
+
 /// A family: which checkpoints, and how their graph is built.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelFamily {
@@ -27,7 +30,7 @@ pub struct ModelFamily {
     /// The first of `architectures` of config.json.
     pub architecture: &'static str,
     /// Builds the graph of a config, with the checkpoint's tensors checked against it.
-    pub build: fn(&Config<'_>, &dyn WeightSource) -> Result<(Graph, ModelInfo), ModelError>,
+    pub build: BuildModel,
 }
 
 /// The families this compiler knows.

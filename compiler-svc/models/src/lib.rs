@@ -19,5 +19,5 @@ mod rope;
 
 pub use config::{Config, ConfigError};
 pub use error::ModelError;
-pub use family::{FAMILIES, ModelFamily, ModelGraph, build_graph};
+pub use family::{BuildModel, FAMILIES, ModelFamily, ModelGraph, build_graph};
 pub use rope::{RopeParameters, RopeScaling};

@@ -1,4 +1,5 @@
 //! The Llama family: what it computes, and what it refuses.
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 mod support;
 

@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod layout;
 mod linear;
+mod masked;
 mod memory;
 mod norm;
 mod rotary;

@@ -99,7 +99,7 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], what: &str) {
 
 /// The counts of the report of a pass.
 pub(crate) fn counts<'a>(reports: &'a [PassReport], pass: &str) -> BTreeMap<&'a str, u64> {
-    let report = reports.iter().find(|report| report.pass == pass).unwrap_or_else(|| panic!("no {pass}"));
+    let report = reports.iter().find(|report| report.pass == pass).unwrap();
     report.counts.iter().map(|(name, &count)| (name.as_str(), count)).collect()
 }
 

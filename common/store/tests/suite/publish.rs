@@ -1,12 +1,11 @@
 //! A publication that fails, is dropped or is given wrong files leaves nothing that the next one trips over.
-#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
-
-mod support;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{Hooked, count, failure, small};
 use futures::FutureExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -14,9 +13,8 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use roundhouse_engine::{BlobRef, Manifest};
 use roundhouse_store::conformance::{SampleFiles, sample_bytes, sample_manifest};
 use roundhouse_store::{EngineStore, NoProgress, Published, StoreError, StoreOptions};
-use support::{Hooked, count, failure, small};
 use tempfile::TempDir;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Barrier, mpsc};
 
 fn files() -> SampleFiles {
     SampleFiles::new(&[("graph.json", 1, 100), ("weights.safetensors", 2, 9 << 20)]).unwrap()
@@ -80,42 +78,29 @@ async fn a_dropped_publication_aborts_its_upload() {
 }
 
 #[tokio::test]
-async fn at_most_so_many_parts_are_in_memory() {
-    let (arrived, mut parts) = mpsc::channel::<()>(64);
-    let go = Arc::new(Notify::new());
+async fn only_so_many_parts_are_on_their_way_at_once() {
+    let limit = small().parts_in_flight;
+    let (in_flight, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    // As many as may be wait for each other, so that they are on their way together.
+    let together = Arc::new(Barrier::new(limit));
     let mut hooked = Hooked::new(Arc::new(InMemory::new()));
-    let gate = go.clone();
+    let peak = most.clone();
     hooked.on_part = Arc::new(move |_, part| {
-        let (arrived, gate) = (arrived.clone(), gate.clone());
+        let (in_flight, most, together) = (in_flight.clone(), peak.clone(), together.clone());
         async move {
-            arrived.send(()).await.unwrap();
-            if part == 1 {
-                gate.notified().await;
-            } else if part <= 4 {
-                std::future::pending::<()>().await;
+            most.fetch_max(in_flight.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            if part <= limit {
+                together.wait().await;
             }
+            tokio::task::yield_now().await;
+            in_flight.fetch_sub(1, Ordering::SeqCst);
             Ok(())
         }
         .boxed()
     });
     let hooked = Arc::new(hooked);
-    let (store, files) = (hooked.store(), files());
-    let manifest = manifest();
-    let mut publishing = std::pin::pin!(store.publish(manifest, files.files(), &NoProgress));
-    for _ in 0..small().parts_in_flight {
-        tokio::select! {
-            published = &mut publishing => panic!("{published:?}"),
-            _ = parts.recv() => {}
-        }
-    }
-    assert_eq!(count(&hooked.parts), small().parts_in_flight);
-    // One place becomes free, and exactly one part more is sent.
-    go.notify_one();
-    tokio::select! {
-        published = &mut publishing => panic!("{published:?}"),
-        _ = parts.recv() => {}
-    }
-    assert!(count(&hooked.parts) >= 5);
+    hooked.store().publish(manifest(), files().files(), &NoProgress).await.unwrap();
+    assert_eq!((count(&hooked.parts), count(&most)), (9, limit));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

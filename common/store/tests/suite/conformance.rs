@@ -1,5 +1,4 @@
 //! Every kind of store that needs no network passes the suite. S3 is in `s3.rs`.
-#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 use std::sync::Arc;
 
@@ -8,22 +7,19 @@ use roundhouse_store::conformance::store_conformance;
 use roundhouse_store::{EngineStore, StoreError, StoreOptions};
 use tempfile::TempDir;
 
-/// Small parts and ranges, so that files of a few MiB have many.
-fn options() -> StoreOptions {
-    StoreOptions { part_bytes: 1 << 20, range_bytes: 1 << 20, ..StoreOptions::default() }
-}
+use crate::support::small;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory() {
-    store_conformance(&EngineStore::open("memory:///", options()).unwrap()).await.unwrap();
-    store_conformance(&EngineStore::open("memory:///a/prefix", options()).unwrap()).await.unwrap();
+    store_conformance(&EngineStore::open("memory:///", small()).unwrap()).await.unwrap();
+    store_conformance(&EngineStore::open("memory:///a/prefix", small()).unwrap()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_folder() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("is/made");
-    store_conformance(&EngineStore::open(path.to_str().unwrap(), options()).unwrap()).await.unwrap();
+    store_conformance(&EngineStore::open(path.to_str().unwrap(), small()).unwrap()).await.unwrap();
     let url = format!("file://{}", path.display());
     store_conformance(&EngineStore::open(&url, StoreOptions::default()).unwrap()).await.unwrap();
     let left: Vec<_> = std::fs::read_dir(path.join("engines")).into_iter().flatten().collect();
@@ -35,7 +31,7 @@ async fn local_folder() {
 async fn own_client() {
     let folder = TempDir::new().unwrap();
     let client = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
-    let store = EngineStore::with_client(Arc::new(client), options());
+    let store = EngineStore::with_client(Arc::new(client), small());
     assert_eq!(store.folder(), None);
     store_conformance(&store).await.unwrap();
 }

@@ -1,5 +1,4 @@
 //! A client that counts, fails, waits or falsifies on the way to a real one.
-#![expect(dead_code, reason = "each test file uses its own part")]
 
 use std::fmt;
 use std::ops::Range;
@@ -18,41 +17,41 @@ use object_store::{
 use roundhouse_store::{EngineStore, StoreOptions};
 
 /// What happens before a request goes on to the real client. The number counts requests of its kind from 1.
-pub type Hook = Arc<dyn Fn(&Path, usize) -> BoxFuture<'static, Result<()>> + Send + Sync>;
+pub(crate) type Hook = Arc<dyn Fn(&Path, usize) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
 /// A client with hooks.
-pub struct Hooked {
+pub(crate) struct Hooked {
     inner: Arc<dyn ObjectStore>,
     /// Before each read of a blob, heads left out.
-    pub on_read: Hook,
+    pub(crate) on_read: Hook,
     /// Before each part of a multipart upload.
-    pub on_part: Hook,
+    pub(crate) on_part: Hook,
     /// Before each whole object is written.
-    pub on_put: Hook,
-    pub reads: AtomicUsize,
-    pub parts: Arc<AtomicUsize>,
-    pub puts: AtomicUsize,
-    pub aborted: Arc<AtomicUsize>,
-    pub completed: Arc<AtomicUsize>,
+    pub(crate) on_put: Hook,
+    pub(crate) reads: AtomicUsize,
+    pub(crate) parts: Arc<AtomicUsize>,
+    pub(crate) puts: AtomicUsize,
+    pub(crate) aborted: Arc<AtomicUsize>,
+    pub(crate) completed: Arc<AtomicUsize>,
 }
 
 /// Lets everything pass.
-pub fn pass() -> Hook {
+pub(crate) fn pass() -> Hook {
     Arc::new(|_, _| async { Ok(()) }.boxed())
 }
 
 /// The storage service's own failure.
-pub fn failure() -> object_store::Error {
+pub(crate) fn failure() -> object_store::Error {
     object_store::Error::Generic { store: "Hooked", source: "503 Slow Down".into() }
 }
 
 /// Small parts and ranges, so that files of a few MiB have many.
-pub fn small() -> StoreOptions {
+pub(crate) fn small() -> StoreOptions {
     StoreOptions { part_bytes: 1 << 20, range_bytes: 1 << 20, ..StoreOptions::default() }
 }
 
 impl Hooked {
-    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
         Self {
             inner,
             on_read: pass(),
@@ -66,13 +65,13 @@ impl Hooked {
         }
     }
 
-    pub fn store(self: &Arc<Self>) -> EngineStore {
+    pub(crate) fn store(self: &Arc<Self>) -> EngineStore {
         EngineStore::with_client(self.clone(), small())
     }
 }
 
 /// A count so far.
-pub fn count(counter: &AtomicUsize) -> usize {
+pub(crate) fn count(counter: &AtomicUsize) -> usize {
     counter.load(Ordering::SeqCst)
 }
 

@@ -1,0 +1,9 @@
+//! What the store and the cache promise, one kind of promise a file.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test is a failed test")]
+
+mod cache;
+mod conformance;
+mod disk;
+mod publish;
+mod s3;
+mod support;
