@@ -74,13 +74,15 @@ pub fn sample_manifest(model: &str, number: u32) -> Result<Manifest, Source> {
 pub fn sample_bytes(seed: u64, len: usize) -> Vec<u8> {
     // xorshift64*, https://doi.org/10.18637/jss.v008.i14
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = move || {
+    let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
+    while bytes.len() < len {
         state ^= state >> 12;
         state ^= state << 25;
         state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    };
-    std::iter::repeat_with(next).flat_map(u64::to_le_bytes).take(len).collect()
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 /// A folder of files to publish.

@@ -92,8 +92,10 @@ impl EngineStore {
     /// Whether a blob that no manifest names has no publisher either: it belonged to the deleted engine and nobody
     /// uploaded it again since that was published, or its grace is over.
     fn is_garbage(&self, digest: &str, meta: &ObjectMeta, gone: Option<&Gone>) -> bool {
+        // In whole seconds: that is all that a header carries, while a list may say more.
         let of_deleted = gone.is_some_and(|gone| {
-            gone.digests.contains(digest) && meta.last_modified <= gone.manifest.last_modified
+            gone.digests.contains(digest)
+                && meta.last_modified.timestamp() <= gone.manifest.last_modified.timestamp()
         });
         of_deleted || age(meta) >= self.options.blob_grace
     }

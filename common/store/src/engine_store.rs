@@ -92,6 +92,9 @@ impl EngineStore {
             return Err(invalid("it is empty".to_owned()));
         }
         if !url_or_path.contains("://") {
+            if looks_like_a_url(url_or_path) {
+                return Err(invalid("expected scheme://…; a folder of this name is ./…".to_owned()));
+            }
             return Self::open_folder(FilePath::new(url_or_path), options);
         }
         let url = Url::parse(url_or_path).map_err(|error| invalid(error.to_string()))?;
@@ -274,6 +277,13 @@ impl EngineStore {
     pub(crate) fn blob_file(&self, digest: &str) -> Option<PathBuf> {
         self.folder.as_ref().map(|folder| folder.join(BLOBS).join(digest))
     }
+}
+
+/// Whether a path starts as a URL does, as `s3:/bucket` with its slash missing. One letter is a Windows drive.
+fn looks_like_a_url(path: &str) -> bool {
+    path.split_once(':').is_some_and(|(scheme, _)| {
+        scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    })
 }
 
 /// Where a blob is in a store.

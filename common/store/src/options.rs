@@ -14,7 +14,7 @@ use crate::StoreError;
 #[derive(Clone)]
 pub struct StoreOptions {
     /// Options of the storage client, by object_store's names: `aws_region`, `google_service_account`,
-    /// `azure_storage_account_name`, `timeout`, …. They win over the environment.
+    /// `azure_storage_account_name`, `timeout` (of one part or range), …. They win over the environment.
     pub config: BTreeMap<String, String>,
     /// The same from environment variables; names that no client knows are ignored.
     pub environment: BTreeMap<String, String>,

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use roundhouse_backend_conformance::{Interpreter, MemoryWeights, Tensor};
-use roundhouse_graph::{
-    AttentionAttributes, DType, Dim, GeluApproximation, Graph, Op, RotaryAttributes,
-};
+use roundhouse_graph::{AttentionAttributes, DType, Dim, GeluApproximation, Graph, Op, RotaryAttributes};
 use serde_json::Value;
 
 fn tensor(json: &Value) -> Tensor {
@@ -87,8 +85,7 @@ fn every_op_is_what_pytorch_computes() {
     let ops = ops();
     assert!(golden.keys().map(String::as_str).eq(ops.keys().copied()), "one op a case");
     for (name, op) in ops {
-        let inputs: Vec<Tensor> =
-            golden[name]["inputs"].as_array().unwrap().iter().map(tensor).collect();
+        let inputs: Vec<Tensor> = golden[name]["inputs"].as_array().unwrap().iter().map(tensor).collect();
         let expected = tensor(&golden[name]["output"]);
         let found = interpret(name, op, &inputs);
         assert_eq!(found.shape, expected.shape, "{name}");

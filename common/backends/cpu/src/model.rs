@@ -13,7 +13,7 @@ use roundhouse_graph::Graph;
 use crate::builder::{compile_plan, plan_memory};
 use crate::cache::{CacheState, CacheTensor, CpuCache};
 use crate::exec::{Active, Executor, Workspace};
-use crate::limits::{LOGITS_CHUNK_ROWS, StepLimits};
+use crate::limits::StepLimits;
 use crate::weights::MappedWeights;
 
 /// A loaded engine.
@@ -98,10 +98,9 @@ impl CpuModel {
                 true => StepLimits { tokens: usize::MAX, rows: usize::MAX, ..self.limits },
                 false => self.limits,
             };
-            let mut step_batch = steps(&batch[index..=index], limits);
-            for step in &mut step_batch {
+            for mut step in steps(&batch[index..=index], limits) {
                 step.iter_mut().for_each(|piece| piece.sequence = index);
-                self.run(step, batch, workspace)?;
+                self.run(&step, batch, workspace)?;
             }
         }
         Ok(())
@@ -124,11 +123,8 @@ impl CpuModel {
             }
         }
         self.executor.run(&mut active, workspace)?;
-        let mut rows = self.executor.logits(workspace, step.iter().map(|piece| (piece.tokens, piece.rows)));
-        for piece in step {
-            if let Some(logits) = rows.next() {
-                batch[piece.sequence].logits.extend_from_slice(logits);
-            }
+        for (index, piece) in step.iter().enumerate() {
+            batch[piece.sequence].logits.extend_from_slice(self.executor.logits(workspace, index));
         }
         Ok(())
     }

@@ -64,6 +64,9 @@ pub struct CacheUsage {
 /// verified by the same rule. They stay as long as the engine is in the store; a file that is open or mapped outlives
 /// even that.
 ///
+/// The folder's file system must know advisory locks: they keep blobs that are in use, and tell what a killed process
+/// left from what a living one writes.
+///
 /// Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LocalCache {
@@ -155,11 +158,12 @@ impl LocalCache {
             blocking(move || folder.locked(|| folder.make_room(needed))).await?;
         }
         let requests = Arc::new(Semaphore::new(store.options.ranges_in_flight.max(1)));
-        let fetched = stream::iter(missing).map(|(blob, counted)| {
-            let requests = requests.clone();
-            async move { self.fetch(store, manifest, blob, requests, counted).await }
-        });
-        leases.extend(fetched.buffer_unordered(BLOBS_IN_FLIGHT).try_collect::<Vec<_>>().await?);
+        let fetches = missing
+            .into_iter()
+            .map(|(blob, counted)| self.fetch(store, manifest, blob, requests.clone(), counted))
+            .collect::<Vec<_>>();
+        let fetched = stream::iter(fetches).buffer_unordered(BLOBS_IN_FLIGHT);
+        leases.extend(fetched.try_collect::<Vec<_>>().await?);
         let named = |blob: &BlobRef| Some((blob.name.clone(), paths.get(&blob.sha256)?.clone()));
         let paths = manifest.blobs.iter().filter_map(named).collect();
         Ok(PulledEngine { files: EngineFiles { manifest: manifest.clone(), paths }, _leases: leases })

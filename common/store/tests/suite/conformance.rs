@@ -38,7 +38,7 @@ async fn own_client() {
 
 #[test]
 fn an_address_that_is_no_store_is_refused_by_name() {
-    for url in ["", "ftp://host/x", "s3://", "file://host/x", "://", "gs:///x"] {
+    for url in ["", "ftp://host/x", "s3://", "file://host/x", "://", "gs:///x", "s3:/bucket", "memory:"] {
         let error = EngineStore::open(url, StoreOptions::default()).unwrap_err();
         assert!(matches!(error, StoreError::InvalidUrl { .. }), "{url:?}: {error}");
     }

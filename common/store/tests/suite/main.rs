@@ -1,5 +1,5 @@
 //! What the store and the cache promise, one kind of promise a file.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 mod cache;
 mod conformance;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::service::{Service as _, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use object_store::RetryConfig;
 use object_store::aws::AmazonS3Builder;
 use roundhouse_store::conformance::{sample_manifest, store_conformance};
 use roundhouse_store::{EngineStore, StoreError, StoreOptions};
+use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tempfile::TempDir;
@@ -48,7 +49,7 @@ impl Server {
                     async move {
                         let conditional = request.headers().contains_key("if-none-match");
                         let _turn = if conditional { Some(creations.lock().await) } else { None };
-                        service.call(request).await
+                        service.call(request.map(Body::from)).await
                     }
                 });
                 connections.spawn(async move {

@@ -104,7 +104,7 @@ pub(super) fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
         ("attention_not_causal", |g| g.attention(2, |a| a.causal = false)),
         ("attention_float_mask", |g| g.masked_attention(|_, scores| Ok(scores))),
         ("attention_bool_mask", |g| {
-            // All but where both tokens are of the vocabulary's first row, whose embedding is zero.
+            // Attends everywhere but from and to token 0, whose embedding is zero.
             g.masked_attention(|g, scores| g.node(Op::Cast { to: DType::Bool }, &[scores]))
         }),
         // The lowering puts the op in: see `OpCase::last_token`.

@@ -25,7 +25,10 @@ def random(*shape):
 def case(name, inputs, output):
     def entry(tensor):
         kind = "float" if tensor.is_floating_point() else "int"
-        return {"shape": list(tensor.shape), kind: tensor.flatten().tolist()}
+        values = tensor.flatten().tolist()
+        # Nine digits tell any two fp32 numbers apart.
+        values = [float(f"{value:.9g}") for value in values] if kind == "float" else values
+        return {"shape": list(tensor.shape), kind: values}
 
     cases[name] = {"inputs": [entry(tensor) for tensor in inputs], "output": entry(output)}
 

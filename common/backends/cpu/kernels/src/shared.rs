@@ -81,6 +81,19 @@ impl<'a, T> SharedMut<'a, T> {
         // reference to its elements is in use.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
+
+    /// One element.
+    ///
+    /// # Safety
+    /// While the result is in use, nothing else uses the element.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn element(&self, index: usize) -> &'a mut T {
+        assert!(index < self.len, "a worker's element is within the slice");
+        // SAFETY: the element is within the slice that this borrows mutably, and the caller promises that no other
+        // reference to it is in use.
+        unsafe { &mut *self.start.add(index) }
+    }
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl View {
         }
         let old: Vec<usize> = (0..self.dims.len()).filter(|&axis| !sizes.is_one(self.dims[axis])).collect();
         let new: Vec<usize> = (0..dims.len()).filter(|&axis| !sizes.is_one(dims[axis])).collect();
-        let equal = |(&a, &b): &(&usize, &usize)| self.dims[a] == dims[b];
+        let equal = |pair: &(&usize, &usize)| self.dims[*pair.0] == dims[*pair.1];
         let front = old.iter().zip(&new).take_while(equal).count();
         let back = old[front..].iter().rev().zip(new[front..].iter().rev()).take_while(equal).count();
         let (old_middle, new_middle) = (&old[front..old.len() - back], &new[front..new.len() - back]);

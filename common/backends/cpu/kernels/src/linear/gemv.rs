@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::elementwise::silu_mul_assign;
 use crate::isa::{Isa, Kernel};
-use crate::shared::Queue;
+use crate::shared::{Queue, SharedMut};
 use crate::simd::{Element, Simd};
 use crate::{Elements, Matrix, ThreadPool};
 
@@ -68,26 +68,199 @@ struct Rows<'a> {
 /// Nothing else uses these columns meanwhile.
 unsafe fn rows_of(isa: Isa, x: &Rows<'_>, product: &Product<'_>, rows: Range<usize>) {
     let Some(up) = product.up else {
-        for t in 0..x.m {
-            let start = t * product.out_stride;
-            // SAFETY: only these columns, which the caller leaves to this call.
-            let out = unsafe { product.out.slice(start + rows.start..start + rows.end) };
-            match product.bias {
-                Some(bias) if product.accumulate => {
-                    for (out, bias) in out.iter_mut().zip(&bias[rows.clone()]) {
-                        *out += bias;
-                    }
-                }
-                Some(bias) => out.copy_from_slice(&bias[rows.clone()]),
-                None if product.accumulate => {}
-                None => out.fill(0.0),
-            }
-        }
-        // SAFETY: the columns are this call's, and within the result, as slicing them above has checked.
-        let out = unsafe { product.out.slice(rows.start..(x.m - 1) * product.out_stride + rows.end) };
-        let _ = out;
-        todo_columns(isa, x, product.weight, rows, product, up_none());
+        let to = Destination {
+            out: product.out,
+            stride: product.out_stride,
+            start: rows.start,
+            bias: product.bias.map(|bias| &bias[rows.clone()]),
+            accumulate: product.accumulate,
+        };
+        // SAFETY: the caller leaves the columns to this call.
+        unsafe { columns(isa, x, product.weight, rows, &to) };
         return;
     };
-    let _ = up;
+    for start in rows.clone().step_by(GATED_ROWS) {
+        let block = start..(start + GATED_ROWS).min(rows.end);
+        let mut up_values = [0.0; GATED_ROWS * GEMV_ROWS];
+        let to_out = Destination {
+            out: product.out,
+            stride: product.out_stride,
+            start,
+            bias: None,
+            accumulate: false,
+        };
+        let to_values = Destination {
+            out: SharedMut::new(&mut up_values),
+            stride: GATED_ROWS,
+            start: 0,
+            bias: None,
+            accumulate: false,
+        };
+        // SAFETY: the caller leaves the columns to this call, and the values are its own.
+        unsafe {
+            columns(isa, x, product.weight, block.clone(), &to_out);
+            columns(isa, x, up, block.clone(), &to_values);
+        }
+        for (t, up) in up_values.chunks_exact(GATED_ROWS).enumerate().take(x.m) {
+            let row = t * product.out_stride;
+            // SAFETY: as above.
+            let gate = unsafe { product.out.slice(row + block.start..row + block.end) };
+            silu_mul_assign(isa, gate, &up[..block.len()]);
+        }
+    }
+}
+
+/// Where the columns that rows of a weight give go: that of row `i` of them, for activations `t`, to element
+/// `t * stride + start + i`.
+struct Destination<'a> {
+    out: SharedMut<'a, f32>,
+    stride: usize,
+    start: usize,
+    /// An element for each of the rows.
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+}
+
+impl Destination<'_> {
+    /// # Safety
+    /// Nothing else uses the element meanwhile.
+    #[inline(always)]
+    unsafe fn put(&self, t: usize, i: usize, sum: f32) {
+        // SAFETY: the caller's promise is the same.
+        let element = unsafe { self.out.element(t * self.stride + self.start + i) };
+        let bias = self.bias.map_or(0.0, |bias| bias[i]);
+        *element = if self.accumulate { *element + (sum + bias) } else { sum + bias };
+    }
+}
+
+/// # Safety
+/// Nothing else uses the columns of the destination meanwhile.
+unsafe fn columns(isa: Isa, x: &Rows<'_>, weight: Matrix<'_>, rows: Range<usize>, to: &Destination<'_>) {
+    let k = weight.columns;
+    let part = weight.elements.slice(rows.start * k..rows.end * k);
+    let n = rows.len();
+    match part {
+        Elements::F32(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
+        Elements::F16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
+        Elements::Bf16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
+    }
+}
+
+/// All of `n` rows of a weight with all activations. Made only where nothing else uses the columns of the destination.
+struct Columns<'a, E> {
+    x: &'a Rows<'a>,
+    weight: &'a [E],
+    n: usize,
+    k: usize,
+    to: &'a Destination<'a>,
+}
+
+impl<E: Element> Kernel for Columns<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Rows { m, stride, .. } = *self.x;
+        assert!(self.weight.len() == self.n * self.k && self.x.x.len() >= (m - 1) * stride + self.k);
+        // As many accumulators as keep the multipliers busy and the registers full.
+        let rows = if S::REGISTERS >= 32 || m <= 2 { 4 } else { 2 };
+        let mut i = 0;
+        while i < self.n {
+            let left = self.n - i;
+            // SAFETY: as many rows are left, and the weight and the activations are as long as was checked.
+            unsafe {
+                if left >= 4 && rows == 4 {
+                    self.tokens::<S, 4>(s, i);
+                    i += 4;
+                } else if left >= 2 && rows == 2 {
+                    self.tokens::<S, 2>(s, i);
+                    i += 2;
+                } else {
+                    self.tokens::<S, 1>(s, i);
+                    i += 1;
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> Columns<'_, E> {
+    /// Rows `i..i + R` with all activations, up to four at a time.
+    ///
+    /// # Safety
+    /// There are as many rows, and the slices are as long as the shapes say.
+    #[inline(always)]
+    unsafe fn tokens<S: Simd, const R: usize>(&self, s: S, i: usize) {
+        let mut t = 0;
+        while t < self.x.m {
+            // SAFETY: as many activations are left; the rest is the caller's promise.
+            unsafe {
+                match self.x.m - t {
+                    1 => self.block::<S, R, 1>(s, i, t),
+                    2 => self.block::<S, R, 2>(s, i, t),
+                    3 => self.block::<S, R, 3>(s, i, t),
+                    _ => self.block::<S, R, 4>(s, i, t),
+                }
+            }
+            t += 4;
+        }
+    }
+
+    /// # Safety
+    /// There are rows `i..i + R` and activations `t..t + M`, and the slices are as long as the shapes say.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const R: usize, const M: usize>(&self, s: S, i: usize, t: usize) {
+        // SAFETY: the pointers and lengths are those of rows that the caller promises; the destination's columns are
+        // not used elsewhere while this exists.
+        unsafe {
+            let weight = self.weight.as_ptr().add(i * self.k);
+            let x = self.x.x.as_ptr().add(t * self.x.stride);
+            let sums = dots::<S, E, R, M>(s, weight, self.k, x, self.x.stride, self.k);
+            for (j, sums) in sums.into_iter().enumerate() {
+                for (r, sum) in sums.into_iter().enumerate() {
+                    self.to.put(t + j, i + r, sum);
+                }
+            }
+        }
+    }
+}
+
+/// The inner products, over `k` elements, of `M` rows of `x` with `R` rows of `w`.
+///
+/// # Safety
+/// The rows, `x_stride` and `w_stride` apart, have `k` readable elements each.
+#[inline(always)]
+pub(crate) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
+    s: S,
+    w: *const E,
+    w_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    k: usize,
+) -> [[f32; R]; M] {
+    let mut sums = [[s.splat(0.0); R]; M];
+    let whole = k - k % S::LANES;
+    // SAFETY: whole vectors are loaded only where as many elements follow; prefetches need nothing readable.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            let x: [S::F32; M] = std::array::from_fn(|t| s.load(x.add(t * x_stride + i)));
+            for r in 0..R {
+                let weight = E::load(s, w.add(r * w_stride + i));
+                for t in 0..M {
+                    sums[t][r] = s.mul_add(weight, x[t], sums[t][r]);
+                }
+            }
+        }
+        if whole < k {
+            let n = k - whole;
+            let x: [S::F32; M] = std::array::from_fn(|t| s.load_partial(x.add(t * x_stride + whole), n));
+            for r in 0..R {
+                let weight = E::load_partial(s, w.add(r * w_stride + whole), n);
+                for t in 0..M {
+                    sums[t][r] = s.mul_add(weight, x[t], sums[t][r]);
+                }
+            }
+        }
+    }
+    sums.map(|sums| sums.map(|sum| s.reduce_add(sum)))
 }

@@ -65,6 +65,7 @@ macro_rules! compute {
 impl Simd for Avx2 {
     type F32 = __m256;
     const LANES: usize = LANES;
+    const REGISTERS: usize = 16;
     const TILE_ROWS: usize = 6;
 
     compute! {

@@ -49,7 +49,8 @@ macro_rules! compute {
 impl Simd for Avx512 {
     type F32 = __m512;
     const LANES: usize = 16;
-    const TILE_ROWS: usize = 12;
+    const REGISTERS: usize = 32;
+    const TILE_ROWS: usize = 14;
 
     compute! {
         add(a, b) = _mm512_add_ps(a, b);

@@ -10,7 +10,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, transpose_16};
 pub(crate) use element::Element;
 pub(crate) use portable::Portable;
 
@@ -27,6 +27,8 @@ pub(crate) trait Simd: Copy {
     type F32: Copy;
     /// How many numbers a vector holds.
     const LANES: usize;
+    /// How many vectors the registers hold.
+    const REGISTERS: usize;
     /// How many rows of the left matrix a tile of the blocked product has: its accumulators, two vectors a row, fill the
     /// registers.
     const TILE_ROWS: usize;

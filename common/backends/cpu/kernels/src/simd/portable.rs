@@ -47,6 +47,7 @@ fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
 impl Simd for Portable {
     type F32 = Lanes;
     const LANES: usize = LANES;
+    const REGISTERS: usize = if cfg!(target_arch = "aarch64") { 16 } else { 8 };
     const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
 
     #[inline(always)]

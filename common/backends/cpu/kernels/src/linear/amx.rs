@@ -1,0 +1,446 @@
+//! The blocked product on the matrix unit (AMX), which multiplies bfloat16 and adds in fp32.
+//!
+//! Activations go in as two terms, `x = high + low`, each rounded to bfloat16, which keeps 16 bits of the significand;
+//! an fp16 weight is exactly the sum of two such terms, a bfloat16 weight one. All products of terms are summed but that of
+//! the two low ones, so that the result is that of fp32 activations within about 2⁻¹⁶ of each product. Terms below the
+//! normal numbers, 10⁻³⁸, count as zero.
+//!
+//! The weights are the left matrix, in their own order, so that packing a panel is only a conversion; the activations are
+//! the right one, in pairs of columns; the tiles of the result are transposed when they are stored.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+
+use crate::Elements;
+use crate::isa::Isa;
+use crate::simd::{Avx512, Simd};
+
+use super::gemm::{Engine, Output};
+
+/// Columns of a tile of the left matrix.
+const STEP: usize = 32;
+
+/// Rows of a tile of either.
+const ROWS: usize = 16;
+
+/// Length of a tile, in `f32`s: 16 rows of 64 bytes.
+const TILE: usize = 256;
+
+/// Whether this machine has the unit and the system lets this process use it.
+pub(crate) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
+        Avx512::is_available()
+            && is_x86_feature_detected!("avx512bf16")
+            && __cpuid(0).eax >= 7
+            && __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES
+            && request_tiles()
+    })
+}
+
+/// Asks Linux to let the threads of this process use the tile registers.
+fn request_tiles() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let result: i64;
+    // SAFETY: the call takes two numbers and touches no memory of this process; the kernel clobbers rcx and r11.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+/// Products on the matrix unit: proof that the machine has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Amx(());
+
+impl Amx {
+    /// # Panics
+    /// If the instruction set is another.
+    pub(super) fn new(isa: Isa) -> Self {
+        assert!(isa.has_amx());
+        Self(())
+    }
+}
+
+/// The tile registers of this thread, set up; released when dropped, so that no thread switch has to save them.
+struct Tiles;
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: made only where the unit is available; nothing uses the tiles between two products.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
+    }
+}
+
+/// The layout that `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Engine for Amx {
+    fn panel_rows(self) -> usize {
+        2 * ROWS
+    }
+
+    fn tile_rows(self) -> usize {
+        ROWS
+    }
+
+    fn packed_tile_len(self, k: usize) -> usize {
+        k.div_ceil(STEP) * 2 * TILE
+    }
+
+    fn panel_len(self, k: usize) -> usize {
+        // Two tiles of rows in two terms, and the four tiles of a result.
+        (k.div_ceil(STEP) * 4 + 4) * TILE
+    }
+
+    fn enter(self) -> impl Sized {
+        let mut config =
+            TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        config.row_bytes[..8].fill(64);
+        config.rows[..8].fill(16);
+        // SAFETY: `self` is proof of the unit; the configuration is a valid one.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) }
+        Tiles
+    }
+
+    fn pack_tile(self, x: &[f32], stride: usize, rows: usize, k: usize, packed: &mut [f32]) {
+        assert!(rows <= ROWS && (rows == 0 || x.len() >= (rows - 1) * stride + k));
+        assert!(packed.len() >= self.packed_tile_len(k));
+        // SAFETY: the slices are as long as was checked, and `self` is proof of the features.
+        unsafe { pack_tile(x.as_ptr(), stride, rows, k, packed.as_mut_ptr()) }
+    }
+
+    unsafe fn multiply(self, weight: Elements<'_>, k: usize, tiles: &[f32], to: &Output<'_>, panel: &mut [f32]) {
+        assert!(to.columns <= 2 * ROWS && weight.len() == to.columns * k && panel.len() >= self.panel_len(k));
+        assert!(tiles.len() >= to.rows.div_ceil(ROWS) * self.packed_tile_len(k));
+        let (result, panel) = panel.split_at_mut(4 * TILE);
+        // SAFETY: the slices are as long as was checked, `self` is proof of the features, and the caller promises the
+        // output's elements and that the tiles are set up.
+        unsafe {
+            let terms = match weight {
+                Elements::F16(weight) => {
+                    pack_f16(weight, to.columns, k, panel.as_mut_ptr());
+                    2
+                }
+                Elements::Bf16(weight) => {
+                    pack_bf16(weight, to.columns, k, panel.as_mut_ptr());
+                    1
+                }
+                // The other way of multiplying is chosen for these.
+                Elements::F32(_) => return,
+            };
+            multiply(panel, terms, k.div_ceil(STEP), tiles, to, result);
+        }
+    }
+}
+
+/// `value` as two bfloat16 terms, for two vectors whose elements become consecutive.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW and BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn split(first: __m512, second: __m512) -> (__m512i, __m512i) {
+    // SAFETY: both are 64 bytes of plain numbers.
+    let high: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) };
+    let widen = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+    let first = _mm512_sub_ps(first, widen(_mm512_castsi512_si256(high)));
+    let second = _mm512_sub_ps(second, widen(_mm512_extracti64x4_epi64::<1>(high)));
+    // SAFETY: as above.
+    (high, unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) })
+}
+
+/// Packs a tile of activations: for every 32 columns a tile of high terms and one of low terms, each `[16 pairs of columns,
+/// 16 rows, 2]`.
+///
+/// # Safety
+/// The rows are readable, the packed tile is writable, and the machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn pack_tile(x: *const f32, stride: usize, rows: usize, k: usize, packed: *mut f32) {
+    // SAFETY: the caller vouches for the features.
+    let s = unsafe { Avx512::assume_available() };
+    for column in (0..k).step_by(STEP) {
+        let n = (k - column).min(STEP);
+        let zero = _mm512_setzero_ps();
+        let (mut high, mut low) = ([zero; ROWS], [zero; ROWS]);
+        for row in 0..rows {
+            // SAFETY: n elements of the row follow the column.
+            let (first, second) = unsafe {
+                let from = x.add(row * stride + column);
+                (s.load_partial(from, n.min(16)), s.load_partial(from.add(n.min(16)), n.saturating_sub(16)))
+            };
+            // SAFETY: the caller vouches for the features.
+            let terms = unsafe { split(first, second) };
+            (high[row], low[row]) = (_mm512_castsi512_ps(terms.0), _mm512_castsi512_ps(terms.1));
+        }
+        // SAFETY: two tiles are writable for every 32 columns; the caller vouches for the features.
+        unsafe {
+            let to = packed.add(column / STEP * 2 * TILE);
+            let pairs = crate::simd::transpose_16(high).into_iter().chain(crate::simd::transpose_16(low));
+            for (i, pair) in pairs.enumerate() {
+                _mm512_storeu_ps(to.add(i * 16), pair);
+            }
+        }
+    }
+}
+
+/// Packs rows of a weight: for every 32 columns a tile of high terms and one of low terms of 16 rows; all columns of the
+/// first 16 rows, then of the others. Rows and columns that are not there become zeros.
+///
+/// # Safety
+/// The panel has room for two terms of 32 rows, and the machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn pack_f16(weight: &[f16], rows: usize, k: usize, panel: *mut f32) {
+    // SAFETY: the caller vouches for the features.
+    let s = unsafe { Avx512::assume_available() };
+    let steps = k.div_ceil(STEP);
+    for row in 0..2 * ROWS {
+        // SAFETY: n elements of a row of the weight follow the column; the panel has room for every step of every row.
+        unsafe {
+            let to = panel.add((row / ROWS * steps * 2) * TILE + row % ROWS * 16);
+            for step in 0..steps {
+                let to = to.add(step * 2 * TILE);
+                let n = if row < rows { (k - step * STEP).min(STEP) } else { 0 };
+                let (first, second) = if n == STEP {
+                    let from = weight.as_ptr().add(row * k + step * STEP);
+                    (s.load_f16(from), s.load_f16(from.add(16)))
+                } else if n > 0 {
+                    let from = weight.as_ptr().add(row * k + step * STEP);
+                    let low = n.min(16);
+                    (s.load_f16_partial(from, low), s.load_f16_partial(from.add(low), n - low))
+                } else {
+                    (s.splat(0.0), s.splat(0.0))
+                };
+                let (high, low) = split(first, second);
+                _mm512_storeu_si512(to.cast(), high);
+                _mm512_storeu_si512(to.add(TILE).cast(), low);
+            }
+        }
+    }
+}
+
+/// As [`pack_f16`], with a single term, which is the weight as it is.
+///
+/// # Safety
+/// The panel has room for one term of 32 rows, and the machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn pack_bf16(weight: &[bf16], rows: usize, k: usize, panel: *mut f32) {
+    let steps = k.div_ceil(STEP);
+    for row in 0..2 * ROWS {
+        // SAFETY: n elements of a row of the weight follow the column; the panel has room for every step of every row.
+        unsafe {
+            let to = panel.add((row / ROWS * steps) * TILE + row % ROWS * 16);
+            for step in 0..steps {
+                let n = if row < rows { (k - step * STEP).min(STEP) } else { 0 };
+                let mask = ((1u64 << n) - 1) as u32;
+                let from = if n > 0 { weight.as_ptr().add(row * k + step * STEP) } else { weight.as_ptr() };
+                _mm512_storeu_si512(to.add(step * TILE).cast(), _mm512_maskz_loadu_epi16(mask, from.cast()));
+            }
+        }
+    }
+}
+
+/// Multiplies a packed panel with packed tiles of activations, two at a time.
+///
+/// # Safety
+/// The panel and the tiles are packed for `steps`, nothing else uses the elements of the output meanwhile, and the tile
+/// registers are set up.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn multiply(
+    panel: &[f32],
+    terms: usize,
+    steps: usize,
+    tiles: &[f32],
+    to: &Output<'_>,
+    result: &mut [f32],
+) {
+    let tile_len = steps * 2 * TILE;
+    let lower = steps * terms * TILE;
+    for row in (0..to.rows).step_by(2 * ROWS) {
+        let x = tiles[row / ROWS * tile_len..].as_ptr();
+        // A second tile that is not there is the first one again; its result is not stored.
+        let second = if row + ROWS < to.rows { tile_len } else { 0 };
+        // SAFETY: the panel and the tiles have `steps` steps, and the result is four tiles.
+        unsafe {
+            let a = [panel.as_ptr(), panel.as_ptr().add(lower)];
+            let b = [x, x.add(second)];
+            if terms == 2 {
+                multiply_two_terms(a, b, steps, result.as_mut_ptr());
+            } else {
+                multiply_one_term(a, b, steps, result.as_mut_ptr());
+            }
+            store(result, row, to);
+        }
+    }
+}
+
+/// The four tiles of the product of two tiles of rows of weights in two terms and two tiles of activations: those of the
+/// first rows, then those of the second.
+///
+/// # Safety
+/// Every pointer has `2 * steps` tiles, the result is four tiles, and the tile registers are set up.
+unsafe fn multiply_two_terms(a: [*const f32; 2], b: [*const f32; 2], steps: usize, result: *mut f32) {
+    // SAFETY: only tiles that the caller promises are read or written, and the tile registers are declared.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "test {steps}, {steps}",
+            "jz 3f",
+            "2:",
+            "tileloadd tmm4, [{a0} + {row}]",
+            "tileloadd tmm6, [{b0} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm6, [{b0} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{a0} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {row} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, 2048",
+            "add {a1}, 2048",
+            "add {b0}, 2048",
+            "add {b1}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "3:",
+            "tilestored [{result} + {row}], tmm0",
+            "tilestored [{result} + {row} + 1024], tmm1",
+            "tilestored [{result} + {row} + 2048], tmm2",
+            "tilestored [{result} + {row} + 3072], tmm3",
+            a0 = inout(reg) a[0] => _,
+            a1 = inout(reg) a[1] => _,
+            b0 = inout(reg) b[0] => _,
+            b1 = inout(reg) b[1] => _,
+            steps = inout(reg) steps => _,
+            row = in(reg) 64usize,
+            result = in(reg) result,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// As [`multiply_two_terms`], for weights in one term.
+///
+/// # Safety
+/// The weights have `steps` tiles and the activations `2 * steps`, the result is four tiles, and the tile registers are set
+/// up.
+unsafe fn multiply_one_term(a: [*const f32; 2], b: [*const f32; 2], steps: usize, result: *mut f32) {
+    // SAFETY: only tiles that the caller promises are read or written, and the tile registers are declared.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "test {steps}, {steps}",
+            "jz 3f",
+            "2:",
+            "tileloadd tmm4, [{a0} + {row}]",
+            "tileloadd tmm6, [{b0} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm6, [{b0} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, 1024",
+            "add {a1}, 1024",
+            "add {b0}, 2048",
+            "add {b1}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "3:",
+            "tilestored [{result} + {row}], tmm0",
+            "tilestored [{result} + {row} + 1024], tmm1",
+            "tilestored [{result} + {row} + 2048], tmm2",
+            "tilestored [{result} + {row} + 3072], tmm3",
+            a0 = inout(reg) a[0] => _,
+            a1 = inout(reg) a[1] => _,
+            b0 = inout(reg) b[0] => _,
+            b1 = inout(reg) b[1] => _,
+            steps = inout(reg) steps => _,
+            row = in(reg) 64usize,
+            result = in(reg) result,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Stores the four tiles of a result, transposed, from row `row` of the output on.
+///
+/// # Safety
+/// Nothing else uses the elements of the output meanwhile, and the machine has AVX-512 F.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn store(result: &[f32], row: usize, to: &Output<'_>) {
+    // SAFETY: the caller vouches for the feature.
+    let s = unsafe { Avx512::assume_available() };
+    for (index, tile) in result.chunks_exact(TILE).enumerate().take(4) {
+        let (column, row) = (index / 2 * ROWS, row + index % 2 * ROWS);
+        if column >= to.columns || row >= to.rows {
+            continue;
+        }
+        let n = (to.columns - column).min(ROWS);
+        // SAFETY: a tile is 16 rows of 16; n elements of the bias and of each row of the output follow the column.
+        unsafe {
+            let from: [__m512; ROWS] = std::array::from_fn(|i| _mm512_loadu_ps(tile.as_ptr().add(i * 16)));
+            let rows = crate::simd::transpose_16(from);
+            let bias = to.bias.map(|bias| s.load_partial(bias[column..column + n].as_ptr(), n));
+            for (i, mut sum) in rows.into_iter().enumerate().take(to.rows - row) {
+                let start = to.start + (row + i) * to.stride + column;
+                let out = to.out.slice(start..start + n).as_mut_ptr();
+                if let Some(bias) = bias {
+                    sum = _mm512_add_ps(sum, bias);
+                }
+                if to.accumulate {
+                    sum = _mm512_add_ps(sum, s.load_partial(out, n));
+                }
+                s.store_partial(out, n, sum);
+            }
+        }
+    }
+}

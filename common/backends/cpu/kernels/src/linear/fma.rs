@@ -1,0 +1,224 @@
+//! The blocked product on the fused multiply-add units.
+//!
+//! Weights are packed as fp32 `[k, 2 vectors]`, activations as `[k, tile]`; a tile of the result stays in registers while
+//! `k` runs over a block of columns whose packed panel fits the first-level cache.
+
+use crate::Elements;
+use crate::isa::{Isa, Kernel};
+use crate::simd::{Element, Simd};
+
+use super::gemm::{Engine, Lanes, Output};
+
+/// Most columns of a block.
+const BLOCK_COLUMNS: usize = 320;
+
+/// Products on the fused multiply-add units.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fma {
+    isa: Isa,
+    lanes: usize,
+    tile_rows: usize,
+}
+
+impl Fma {
+    pub(super) fn new(isa: Isa) -> Self {
+        let (lanes, tile_rows) = isa.dispatch(Lanes);
+        Self { isa, lanes, tile_rows }
+    }
+}
+
+impl Engine for Fma {
+    fn panel_rows(self) -> usize {
+        2 * self.lanes
+    }
+
+    fn tile_rows(self) -> usize {
+        self.tile_rows
+    }
+
+    fn packed_tile_len(self, k: usize) -> usize {
+        k * self.tile_rows
+    }
+
+    fn panel_len(self, k: usize) -> usize {
+        // The transpose writes whole vectors of columns.
+        block_columns(k).next_multiple_of(self.lanes) * 2 * self.lanes
+    }
+
+    fn enter(self) -> impl Sized {}
+
+    fn pack_tile(self, x: &[f32], stride: usize, rows: usize, k: usize, packed: &mut [f32]) {
+        assert!(rows == 0 || x.len() >= (rows - 1) * stride + k);
+        for (column, packed) in packed.chunks_exact_mut(self.tile_rows).enumerate().take(k) {
+            for (row, packed) in packed.iter_mut().enumerate() {
+                *packed = if row < rows { x[row * stride + column] } else { 0.0 };
+            }
+        }
+    }
+
+    unsafe fn multiply(self, weight: Elements<'_>, k: usize, tiles: &[f32], to: &Output<'_>, panel: &mut [f32]) {
+        match weight {
+            Elements::F32(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
+            Elements::F16(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
+            Elements::Bf16(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
+        }
+    }
+}
+
+/// Columns of all blocks of `k` but the last: nearly equal, and few enough.
+fn block_columns(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(BLOCK_COLUMNS).max(1)).next_multiple_of(16)
+}
+
+/// A panel of a weight with tiles of activations. Made only where nothing else uses the elements of the output.
+struct Panel<'a, E> {
+    weight: &'a [E],
+    k: usize,
+    tiles: &'a [f32],
+    to: &'a Output<'a>,
+    panel: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Panel<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { weight, k, tiles, to, panel } = self;
+        let (width, tile_rows) = (2 * S::LANES, S::TILE_ROWS);
+        let block = block_columns(k);
+        let tile_count = to.rows.div_ceil(tile_rows);
+        assert!(to.columns <= width && weight.len() == to.columns * k);
+        assert!(tiles.len() >= tile_count * tile_rows * k);
+        assert!(panel.len() >= block.next_multiple_of(S::LANES) * width);
+        for start in (0..k.max(1)).step_by(block.max(1)) {
+            let columns = block.min(k - start);
+            // SAFETY: the weight has `to.columns` rows of k elements, and the panel room for two vectors a column.
+            unsafe {
+                let from = weight.as_ptr().add(start);
+                pack_transposed(s, from, k, to.columns, columns, panel.as_mut_ptr(), width);
+            }
+            for index in 0..tile_count {
+                let row = index * tile_rows;
+                let part = Part { k: columns, first: start == 0, row, rows: tile_rows.min(to.rows - row) };
+                // SAFETY: the packed tile has k columns of `tile_rows`, the panel was packed above, and nothing else
+                // uses the elements of the output meanwhile.
+                unsafe {
+                    let x = tiles.as_ptr().add((index * k + start) * tile_rows);
+                    // A short last tile is done with as few rows as cover it.
+                    match (S::TILE_ROWS, part.rows) {
+                        (14, 8..) => part.multiply::<S, 14>(s, x, panel.as_ptr(), to),
+                        (14, 4..) => part.multiply::<S, 7>(s, x, panel.as_ptr(), to),
+                        (14, _) => part.multiply::<S, 3>(s, x, panel.as_ptr(), to),
+                        (6, 4..) => part.multiply::<S, 6>(s, x, panel.as_ptr(), to),
+                        (6, _) => part.multiply::<S, 3>(s, x, panel.as_ptr(), to),
+                        _ => part.multiply::<S, 2>(s, x, panel.as_ptr(), to),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One tile of the result over one block of columns.
+struct Part {
+    k: usize,
+    /// Whether the block is the first.
+    first: bool,
+    /// The first row of activations, and how many.
+    row: usize,
+    rows: usize,
+}
+
+impl Part {
+    /// # Safety
+    /// `x` has `k` columns of `S::TILE_ROWS >= R` elements, `panel` as many of two vectors, and nothing else uses the
+    /// elements of the output meanwhile.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const R: usize>(&self, s: S, x: *const f32, panel: *const f32, to: &Output<'_>) {
+        // SAFETY: the caller's promise is the same.
+        let sums = unsafe { tile::<S, R>(s, x, 1, S::TILE_ROWS, panel, 2 * S::LANES, self.k) };
+        let bias = if self.first { to.bias } else { None };
+        for (r, sums) in sums.into_iter().enumerate().take(self.rows) {
+            let start = to.start + (self.row + r) * to.stride;
+            // SAFETY: nothing else uses the elements of the output meanwhile.
+            let out = unsafe { to.out.slice(start..start + to.columns) };
+            for (half, sum) in sums.into_iter().enumerate() {
+                let from = half * S::LANES;
+                let n = to.columns.saturating_sub(from).min(S::LANES);
+                if n == 0 {
+                    continue;
+                }
+                // SAFETY: n elements of the row, and of the bias, follow `from`.
+                unsafe {
+                    let out = out.as_mut_ptr().add(from);
+                    let sum = match bias {
+                        Some(bias) => s.add(sum, s.load_partial(bias[from..from + n].as_ptr(), n)),
+                        None => sum,
+                    };
+                    let sum = if to.accumulate || !self.first { s.add(s.load_partial(out, n), sum) } else { sum };
+                    s.store_partial(out, n, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Transposes `rows` rows (at most `width`) of `columns` elements into `[columns, width]`; the rest of `width` becomes zeros.
+///
+/// # Safety
+/// The rows, `stride` apart, are readable; `columns`, rounded up to whole vectors, times `width` elements are writable, and
+/// `width` is a whole number of vectors.
+#[inline(always)]
+pub(crate) unsafe fn pack_transposed<S: Simd, E: Element>(
+    s: S,
+    from: *const E,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    to: *mut f32,
+    width: usize,
+) {
+    for row in (0..width).step_by(S::LANES) {
+        let left = rows.saturating_sub(row).min(S::LANES);
+        for column in (0..columns).step_by(S::LANES) {
+            let n = (columns - column).min(S::LANES);
+            // SAFETY: n elements of `left` rows follow here, and there is room for a vector of every column. Without
+            // rows left, nothing is read, and the address is not formed beyond the rows.
+            unsafe {
+                let from = if left == 0 { from } else { from.add(row * stride + column) };
+                s.transpose(from, stride, left, n, to.add(column * width + row), width);
+            }
+        }
+    }
+}
+
+/// A tile of a product in registers: `Σ a[r, i] · b[i, ..]` over `i < k`, for `R` rows of `a` and two vectors of
+/// columns of `b`.
+///
+/// # Safety
+/// Elements `r * a_row + i * a_column` of `a`, and two vectors at every `i * b_row` of `b`, are readable.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, const R: usize>(
+    s: S,
+    a: *const f32,
+    a_row: usize,
+    a_column: usize,
+    b: *const f32,
+    b_row: usize,
+    k: usize,
+) -> [[S::F32; 2]; R] {
+    let mut sums = [[s.splat(0.0); 2]; R];
+    for i in 0..k {
+        // SAFETY: the caller promises these elements.
+        unsafe {
+            let (low, high) = (s.load(b.add(i * b_row)), s.load(b.add(i * b_row + S::LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let factor = s.splat(*a.add(r * a_row + i * a_column));
+                sums[0] = s.mul_add(factor, low, sums[0]);
+                sums[1] = s.mul_add(factor, high, sums[1]);
+            }
+        }
+    }
+    sums
+}
