@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use roundhouse_compiler::{CompilerConfig, CompilerService};
+use roundhouse_hub::HubConfig;
 use roundhouse_executor::{ExecutorConfig, ExecutorService};
 use roundhouse_rpc::{Readiness, Server, ServerConfig, shutdown_signal};
 use tonic::service::Routes;
@@ -45,14 +46,14 @@ impl ListenArgs {
 /// Options of the compiler service.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CompilerOptions {
-    /// Where checkpoints are cached and engines are built.
+    /// Where checkpoints of object stores are cached and engines are built. The hub's cache is where Python has it.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Refuse models that are folders or files of this machine.
     #[arg(long)]
     no_local_paths: bool,
-    /// Use the hub's cache only, never the network.
-    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", num_args = 0..=1, default_missing_value = "true")]
+    /// Use the hub's cache only, never the network; HF_HUB_OFFLINE=1 says the same.
+    #[arg(long)]
     offline: bool,
     /// Compilations at a time.
     #[arg(long, default_value_t = 1)]
@@ -145,7 +146,7 @@ impl CompilerArgs {
             options: CompilerOptions {
                 work_dir: Some(home.join("compiler")),
                 no_local_paths: false,
-                offline: std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1"),
+                offline: false,
                 concurrent_builds: 1,
                 queue_limit: 64,
             },
@@ -154,11 +155,15 @@ impl CompilerArgs {
 
     fn config(&self) -> CompilerConfig {
         let home = home(None);
+        let work_dir = self.options.work_dir.clone().unwrap_or_else(|| home.join("compiler"));
+        let mut hub = HubConfig::from_env();
+        hub.cache = work_dir.join("checkpoints");
+        hub.local_paths = !self.options.no_local_paths;
+        hub.offline |= self.options.offline;
         CompilerConfig {
             store: store(self.store.as_deref(), &home),
-            work_dir: self.options.work_dir.clone().unwrap_or_else(|| home.join("compiler")),
-            allow_local_paths: !self.options.no_local_paths,
-            offline: self.options.offline,
+            build_dir: work_dir.join("builds"),
+            hub,
             concurrent_builds: self.options.concurrent_builds,
             queue_limit: self.options.queue_limit,
         }

@@ -2,17 +2,17 @@
 
 use std::path::PathBuf;
 
+use roundhouse_hub::HubConfig;
+
 /// What a compiler service is told at its start.
 #[derive(Debug, Clone)]
 pub struct CompilerConfig {
     /// The engine store: a folder or an object-store URL.
     pub store: String,
-    /// Where checkpoints are cached and engines are built before upload.
-    pub work_dir: PathBuf,
-    /// Whether requests may name local folders and files. Off where clients are not trusted with them.
-    pub allow_local_paths: bool,
-    /// Never ask the hub: only what its cache has.
-    pub offline: bool,
+    /// Where engines are built before upload.
+    pub build_dir: PathBuf,
+    /// Where checkpoints come from and are cached, and whether requests may name local folders and files.
+    pub hub: HubConfig,
     /// Compilations at a time.
     pub concurrent_builds: usize,
     /// Compilations that wait; one more is refused with RESOURCE_EXHAUSTED.

@@ -11,7 +11,7 @@ use roundhouse_engine::{
     BackendKind, CacheKind, EngineKey, EngineOptions, KeyInputs, Manifest, Precision, blob_names,
 };
 use roundhouse_graph::Graph;
-use roundhouse_hub::{Checkpoint, Checkpoints, HubError, ModelSource};
+use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
 use roundhouse_lowering::LoweringError;
 use roundhouse_models::ModelError;
 use roundhouse_proto::compiler::Stage;
@@ -29,10 +29,10 @@ const DEFAULT_MAX_BATCH_SIZE: u32 = 8;
 /// What a compilation was asked for; what is `None` gets its default.
 #[derive(Debug, Clone)]
 pub struct CompileRequest {
-    /// Where the checkpoint is.
-    pub source: ModelSource,
-    /// As the caller wrote it.
+    /// A hub ID, path or URL, as `roundhouse_hub::ModelSource` reads it.
     pub model: String,
+    /// A branch, tag or commit of a hub ID.
+    pub revision: Option<String>,
     /// The arithmetic.
     pub precision: Precision,
     /// How keys and values are kept.
@@ -66,16 +66,6 @@ pub enum CompileError {
     /// The checkpoint.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The checkpoint lacks a file that an executor needs.
-    #[error("the checkpoint of {model} has no {file}: an executor cannot {purpose} without it")]
-    MissingFile {
-        /// The model.
-        model: String,
-        /// The file.
-        file: &'static str,
-        /// What for.
-        purpose: &'static str,
-    },
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -140,6 +130,8 @@ struct Lowered {
     graph: Graph,
     source_graph: Graph,
     manifest: Manifest,
+    /// Fields of config.json that mean nothing to the model's family.
+    ignored_fields: Vec<String>,
 }
 
 impl Pipeline {
@@ -175,8 +167,8 @@ impl Pipeline {
         let builder = self.builder(request.backend)?;
         operation.report(Stage::Download, 0, None);
         let progress = DownloadProgress::new(Arc::clone(operation));
-        let checkpoint = unless_cancelled(operation, self.checkpoints.open(&request.source, &progress)).await?;
-        operation.log(format!("checkpoint {} ({})", request.model, checkpoint.digest()));
+        let checkpoint = unless_cancelled(operation, self.checkpoints.open(&request.model, request.revision.as_deref(), &progress)).await?;
+        operation.log(format!("checkpoint {} ({})", request.model, checkpoint.digest));
 
         operation.report(Stage::Lower, 0, None);
         let checkpoint = Arc::new(checkpoint);
@@ -185,6 +177,9 @@ impl Pipeline {
             blocking(move || lower(&checkpoint, &*builder, &request)).await?
         };
         lowered.manifest.passes.iter().for_each(|report| operation.pass(convert::pass_report(report)));
+        if !lowered.ignored_fields.is_empty() {
+            operation.log(format!("fields of config.json without a meaning: {}", lowered.ignored_fields.join(", ")));
+        }
         let key = lowered.manifest.key.clone();
         operation.set_engine_key(key.as_str());
         if request.validate_only {
@@ -269,16 +264,9 @@ impl Pipeline {
 
 /// Config to lowered graph, and the manifest that goes with it, but for its blobs.
 fn lower(checkpoint: &Checkpoint, builder: &dyn Builder, request: &CompileRequest) -> Result<Lowered, CompileError> {
-    if checkpoint.tokenizer_json().is_none() {
-        return Err(CompileError::MissingFile {
-            model: request.model.clone(),
-            file: blob_names::TOKENIZER,
-            purpose: "read or write text",
-        });
-    }
-    let model = roundhouse_models::build_graph(&request.model, checkpoint.config(), checkpoint)?;
+    let model = roundhouse_models::build_graph(&request.model, &checkpoint.config, checkpoint)?;
     let mut info = model.info;
-    if let Some(tokens) = checkpoint.generation_config().and_then(eos_token_ids) {
+    if let Some(tokens) = checkpoint.generation_config.as_ref().and_then(eos_token_ids) {
         info.eos_token_ids = tokens;
     }
     let limit = info.max_position_embeddings;
@@ -311,7 +299,7 @@ fn lower(checkpoint: &Checkpoint, builder: &dyn Builder, request: &CompileReques
     passes.extend(fusions);
     let (target, backend_version) = (builder.target(), builder.version());
     let key = EngineKey::new(&KeyInputs {
-        checkpoint_digest: checkpoint.digest(),
+        checkpoint_digest: &checkpoint.digest,
         options: &options,
         backend_version: &backend_version,
         target: &target,
@@ -322,8 +310,8 @@ fn lower(checkpoint: &Checkpoint, builder: &dyn Builder, request: &CompileReques
         format: Manifest::FORMAT,
         key,
         model: request.model.clone(),
-        revision: checkpoint.revision().map(str::to_owned),
-        checkpoint_digest: checkpoint.digest().to_owned(),
+        revision: checkpoint.revision.clone(),
+        checkpoint_digest: checkpoint.digest.clone(),
         info,
         options,
         target,
@@ -336,7 +324,7 @@ fn lower(checkpoint: &Checkpoint, builder: &dyn Builder, request: &CompileReques
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
     };
-    Ok(Lowered { graph, source_graph, manifest })
+    Ok(Lowered { graph, source_graph, manifest, ignored_fields: model.ignored_fields })
 }
 
 /// `eos_token_id` of generation_config.json: a number or a list.
@@ -357,15 +345,15 @@ fn write_metadata(
 ) -> Result<(), CompileError> {
     let mut metadata = vec![
         (blob_names::SOURCE_GRAPH, Some(serde_json::to_vec(source_graph)?)),
-        (blob_names::CONFIG, Some(serde_json::to_vec(checkpoint.config())?)),
-        (blob_names::TOKENIZER, checkpoint.tokenizer_json().map(<[u8]>::to_vec)),
-        (blob_names::CHAT_TEMPLATE, checkpoint.chat_template().map(|template| template.as_bytes().to_vec())),
+        (blob_names::CONFIG, Some(serde_json::to_vec(&checkpoint.config)?)),
+        (blob_names::TOKENIZER, checkpoint.tokenizer_json.clone()),
+        (blob_names::CHAT_TEMPLATE, checkpoint.chat_template.as_ref().map(|template| template.as_bytes().to_vec())),
     ];
     for (name, value) in [
-        (blob_names::TOKENIZER_CONFIG, checkpoint.tokenizer_config()),
-        (blob_names::GENERATION_CONFIG, checkpoint.generation_config()),
+        (blob_names::TOKENIZER_CONFIG, &checkpoint.tokenizer_config),
+        (blob_names::GENERATION_CONFIG, &checkpoint.generation_config),
     ] {
-        metadata.push((name, value.map(serde_json::to_vec).transpose()?));
+        metadata.push((name, value.as_ref().map(serde_json::to_vec).transpose()?));
     }
     for (name, bytes) in metadata {
         // A blob of no bytes says no more than its absence.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use roundhouse_backend::{BackendError, BuildProgress};
-use roundhouse_hub::FetchProgress;
+use roundhouse_hub::{Cancelled, FetchProgress, FetchStage};
 use roundhouse_proto::compiler::Stage;
 use roundhouse_store::{TransferProgress, TransferUpdate};
 
@@ -19,8 +19,12 @@ impl DownloadProgress {
 }
 
 impl FetchProgress for DownloadProgress {
-    fn bytes(&self, done: u64, total: Option<u64>) {
-        self.0.report(Stage::Download, done, total);
+    fn bytes(&self, _stage: FetchStage, done: u64, total: u64) -> Result<(), Cancelled> {
+        if self.0.cancellation().is_cancelled() {
+            return Err(Cancelled);
+        }
+        self.0.report(Stage::Download, done, Some(total));
+        Ok(())
     }
 
     fn log(&self, line: &str) {

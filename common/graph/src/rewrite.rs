@@ -1,6 +1,8 @@
 //! The only way in which passes edit a graph.
 
-use std::collections::{HashMap, HashSet};
+mod compact;
+
+use std::collections::HashSet;
 
 use crate::infer::infer_node;
 use crate::{
@@ -337,13 +339,13 @@ impl Rewriter {
     /// When it is no input, or something still reads it.
     pub fn remove_input(&mut self, input: ValueId) -> Result<(), GraphError> {
         let name = self.value(input).name.clone();
+        let Some(place) = self.graph.inputs.iter().position(|&id| id == input) else {
+            return Err(self.broken(format!("{name:?} is no input")));
+        };
         if let Some(&user) = self.users(input).first() {
             let user = &self.value(self.node(user).output).name;
             return Err(self.broken(format!("input {name:?} cannot go: {user:?} reads it")));
         }
-        let Some(place) = self.graph.inputs.iter().position(|&id| id == input) else {
-            return Err(self.broken(format!("{name:?} is no input")));
-        };
         self.graph.inputs.remove(place);
         self.names.remove(&name);
         Ok(())
@@ -425,28 +427,6 @@ impl Rewriter {
         let graph = self.compact()?;
         verify(&graph)?;
         Ok(graph)
-    }
-
-    fn compact(mut self) -> Result<Graph, GraphError> {
-        let weights = self.graph.weights().map(|(id, ..)| id).filter(|id| !self.removed_weights.contains(id));
-        let outputs = self.order.iter().map(|&id| self.graph.node(id).output);
-        let kept: Vec<ValueId> = self.graph.inputs.iter().copied().chain(weights).chain(outputs).collect();
-        let renumbered: HashMap<ValueId, ValueId> = kept.iter().copied().zip((0..).map(ValueId)).collect();
-        let broken = |id: ValueId| {
-            let what = format!("{:?} was removed and is still used", self.graph.value(id).name);
-            GraphError::Structure { graph: self.graph.name.clone(), what }
-        };
-        let new_id = |id: ValueId| renumbered.get(&id).copied().ok_or_else(|| broken(id));
-        let mut nodes = Vec::with_capacity(self.order.len());
-        for &id in &self.order {
-            let node = self.graph.node(id);
-            let inputs = node.inputs.iter().map(|&input| new_id(input)).collect::<Result<_, _>>()?;
-            nodes.push(Node { op: node.op.clone(), inputs, output: new_id(node.output)? });
-        }
-        let inputs = self.graph.inputs.iter().map(|&id| new_id(id)).collect::<Result<_, _>>()?;
-        let outputs = self.graph.outputs.iter().map(|&id| new_id(id)).collect::<Result<_, _>>()?;
-        self.graph.values = kept.iter().map(|&id| self.graph.value(id).clone()).collect();
-        Ok(Graph { nodes, inputs, outputs, ..self.graph })
     }
 
     fn place(&self, id: NodeId) -> Result<usize, GraphError> {

@@ -129,18 +129,13 @@ impl Compiler for CompilerService {
 
 impl CompilerService {
     fn compile_request(&self, message: &CompileEngineRequest) -> Result<CompileRequest, Failure> {
-        let source = ModelSource::parse(&message.model, message.revision.as_deref())
-            .map_err(|error| failure::of_hub(&error).at_field("model"))?;
-        if source.is_local() && !self.config.allow_local_paths {
-            return Err(Failure::invalid_field(
-                "model",
-                format!("{:?} is a path of the compiler's machine, which this compiler does not take", message.model),
-            ));
-        }
+        // Found out at once rather than by the operation.
+            ModelSource::parse(&message.model, message.revision.as_deref(), self.config.hub.local_paths)
+                .map_err(|error| failure::of_hub(&error).at_field("model"))?;
         let options = message.options.unwrap_or_default();
         Ok(CompileRequest {
-            source,
             model: message.model.clone(),
+            revision: message.revision.clone(),
             precision: convert::precision(options.precision)?,
             cache: convert::cache(options.cache)?,
             backend: convert::backend(options.backend)?,

@@ -21,9 +21,6 @@ pub(super) fn of_compile(error: &CompileError) -> Failure {
         CompileError::Model(error) => of_model(error),
         CompileError::Backend(error) => of_backend(error),
         CompileError::Store(error) => of_store(error),
-        CompileError::MissingFile { file, .. } => {
-            Failure::new(Code::FailedPrecondition, reason::CORRUPT_CHECKPOINT, message).with("file", file)
-        }
         CompileError::Lowering(_) => Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message),
         CompileError::NoBuilder { .. } => Failure::invalid_field("options.backend", message),
         CompileError::Option { field, .. } => Failure::invalid_field(format!("options.{field}"), message),

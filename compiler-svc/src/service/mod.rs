@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use roundhouse_backend::Builder;
 use roundhouse_backend_cpu::CpuBuilder;
-use roundhouse_hub::{Checkpoints, HubOptions};
+use roundhouse_hub::Checkpoints;
 use roundhouse_proto::compiler::compiler_server::CompilerServer;
 use roundhouse_proto::google::longrunning::operations_server::OperationsServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
@@ -33,9 +33,6 @@ pub enum OpenError {
     /// The store.
     #[error("engine store: {0}")]
     Store(#[from] StoreError),
-    /// The hub's cache.
-    #[error("checkpoint cache: {0}")]
-    Hub(#[from] roundhouse_hub::HubError),
 }
 
 impl CompilerService {
@@ -49,12 +46,9 @@ impl CompilerService {
     /// When either cannot be used.
     pub async fn open(config: CompilerConfig) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
-        let checkpoints = Checkpoints::open_cache(HubOptions {
-            offline: config.offline,
-            ..HubOptions::from_env(config.work_dir.join("checkpoints"))
-        })?;
+        let checkpoints = Checkpoints::new(config.hub.clone());
         let builders: Vec<Arc<dyn Builder>> = vec![Arc::new(CpuBuilder::new())];
-        let pipeline = Pipeline::new(checkpoints, store, builders, config.work_dir.join("builds"));
+        let pipeline = Pipeline::new(checkpoints, store, builders, config.build_dir.clone());
         Ok(Self {
             pipeline: Arc::new(pipeline),
             jobs: Arc::new(JobQueue::new(config.concurrent_builds, config.queue_limit)),

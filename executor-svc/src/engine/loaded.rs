@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use roundhouse_backend::{BackendError, Model, Runtime};
 use roundhouse_engine::{EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
-use roundhouse_store::StoreError;
+use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
 
 use crate::scheduler::{Scheduler, SchedulerConfig};
@@ -18,6 +18,8 @@ pub struct LoadedEngine {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     scheduler: Scheduler,
+    /// Keeps the mapped files in the local cache.
+    _pulled: PulledEngine,
     /// What templates that print the date print: one moment for as long as the engine is loaded, so that a session's
     /// earlier turns render the same in its later ones.
     loaded: SystemTime,
@@ -56,7 +58,8 @@ impl LoadedEngine {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn load(files: &EngineFiles, runtime: &dyn Runtime, config: SchedulerConfig) -> Result<Self, LoadError> {
+    pub fn load(pulled: PulledEngine, runtime: &dyn Runtime, config: SchedulerConfig) -> Result<Self, LoadError> {
+        let files = pulled.files();
         let text_error = |source| LoadError::Text { key: files.manifest.key.to_string(), source };
         // The tokenizer and the model are read at the same time: together they are the cold start.
         let (text, model) = std::thread::scope(|scope| {
@@ -76,6 +79,7 @@ impl LoadedEngine {
             tokenizer,
             template,
             scheduler,
+            _pulled: pulled,
             loaded: SystemTime::now(),
         })
     }

@@ -94,11 +94,11 @@ impl Engines {
         if let Some(engine) = self.get(key) {
             return Ok(Loaded { engine, elapsed: started.elapsed(), downloaded_bytes: 0 });
         }
-        let manifest = self.cache.manifest(&self.store, key).await?;
+        let manifest = self.store.get_manifest(key).await?;
         // Before anything is downloaded.
         let runtime = self.runtime_for(&manifest)?;
         let progress = Downloaded::default();
-        let files = self.cache.pull(&self.store, &manifest, &progress).await?;
+        let pulled = self.cache.pull(&self.store, &manifest, &progress).await?;
         let config = SchedulerConfig {
             step: crate::scheduler::StepLimits {
                 max_sequences: manifest.options.max_batch_size as usize,
@@ -107,7 +107,7 @@ impl Engines {
             max_generations: self.max_generations,
             stall_timeout: self.stall_timeout,
         };
-        let loading = tokio::task::spawn_blocking(move || LoadedEngine::load(&files, &*runtime, config));
+        let loading = tokio::task::spawn_blocking(move || LoadedEngine::load(pulled, &*runtime, config));
         let engine = match loading.await {
             Ok(engine) => Arc::new(engine?),
             Err(error) => return Err(LoadError::Panicked(error.to_string())),

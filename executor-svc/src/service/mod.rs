@@ -14,7 +14,7 @@ use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
 use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::ExecutorServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
-use roundhouse_store::{CacheOptions, EngineStore, LocalCache, StoreError, StoreOptions};
+use roundhouse_store::{CacheLimits, EngineStore, LocalCache, StoreError, StoreOptions};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -38,6 +38,17 @@ pub struct ExecutorService {
     stopped: CancellationToken,
 }
 
+/// An executor service that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store or the local cache.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A fault of the executor.
+    #[error("opening the cache ended abnormally: {0}")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
 impl ExecutorService {
     /// The full gRPC names, for health and reflection.
     pub const NAMES: &'static [&'static str] = &["roundhouse.executor.v1.Executor"];
@@ -46,9 +57,13 @@ impl ExecutorService {
     ///
     /// # Errors
     /// When either cannot be used.
-    pub async fn open(config: ExecutorConfig) -> Result<Self, StoreError> {
+    pub async fn open(config: ExecutorConfig) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
-        let cache = LocalCache::open(&config.cache_dir, CacheOptions { limit_bytes: config.cache_limit_bytes })?;
+        let opening = {
+            let (folder, limits) = (config.cache_dir.clone(), CacheLimits { max_bytes: config.cache_limit_bytes });
+            tokio::task::spawn_blocking(move || LocalCache::open(folder, limits))
+        };
+        let cache = opening.await.map_err(OpenError::Panicked)??;
         let cpu: Arc<dyn Runtime> = Arc::new(CpuRuntime::new(&CpuOptions { threads: config.threads }));
         let service = Self {
             engines: Arc::new(Engines::new(store, cache, vec![cpu], &config)),

@@ -1,5 +1,6 @@
 //! The checkpoint's chat template: messages to the text that the model was trained on.
 
+mod budget;
 mod generation_tag;
 mod python_json;
 
@@ -13,15 +14,11 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 
+use self::budget::Budget;
 use crate::TextError;
 
 /// Bytes of a chat template. The longest of known models, with tools, are a tenth of this.
 pub const MAX_TEMPLATE_BYTES: usize = 256 * 1024;
-
-/// What one rendering may cost: a unit is an instruction or 64 bytes of text that the template makes. Bounds the time
-/// of a rendering to a fraction of a second and its memory to a quarter of a gigabyte, for templates and messages of
-/// any intent.
-const FUEL: u64 = 4_000_000;
 
 const TEMPLATE_NAME: &str = "chat_template";
 
@@ -70,7 +67,6 @@ impl ChatTemplate {
         let syntax_error = |error: Error| TextError::TemplateSyntax { message: error.to_string() };
         let mut environment = Environment::new();
         environment.set_debug(false);
-        environment.set_fuel(Some(FUEL));
         environment.set_syntax(
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(syntax_error)?,
         );
@@ -102,8 +98,14 @@ impl ChatTemplate {
             strftime_now => Value::from_function(move |format: &str| strftime(now, format)),
             ..Value::from(self.special_tokens.clone())
         };
-        let template = self.environment.get_template(TEMPLATE_NAME).map_err(|error| render_error(&error))?;
-        template.render(variables).map_err(|error| render_error(&error))
+        let budget = Budget::of(messages);
+        // Compiled templates are shared between clones; the fuel is not.
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(budget.fuel()));
+        budget.run(|| {
+            let template = environment.get_template(TEMPLATE_NAME).map_err(|error| render_error(&error))?;
+            template.render(variables).map_err(|error| render_error(&error))
+        })
     }
 }
 

@@ -63,6 +63,12 @@ pub enum TextError {
     /// Rendering took more steps or memory than any real conversation needs.
     #[error("the chat template needs too much work for these messages: send fewer or shorter ones")]
     TemplateBudget,
+    /// The thread that a rendering runs on could not be started, or a defect ended it.
+    #[error("the chat template could not be run: {message}")]
+    TemplateThread {
+        /// What happened.
+        message: String,
+    },
     /// A conversation of no messages.
     #[error("a conversation needs at least one message")]
     EmptyConversation,

@@ -1,5 +1,7 @@
 //! The interpreter computes what PyTorch computes (`golden/make_ops.py`).
 
+#![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
+
 use std::collections::BTreeMap;
 
 use roundhouse_backend_conformance::{Interpreter, MemoryWeights, Tensor};

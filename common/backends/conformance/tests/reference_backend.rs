@@ -1,5 +1,7 @@
 //! The reference backend passes the suite, over the compiler's lowering.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test is a failed test")]
+
 use roundhouse_backend_conformance::ReferenceBackend;
 use roundhouse_backend_conformance::suite::{self, Backend, Failure};
 use roundhouse_engine::EngineOptions;

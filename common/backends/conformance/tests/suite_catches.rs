@@ -1,5 +1,7 @@
 //! The suite fails backends that are wrong in the ways that backends are.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test is a failed test")]
+
 use std::any::Any;
 use std::path::Path;
 

@@ -1,15 +1,15 @@
 //! Makes engines for the CPU.
 
-use std::fs;
 use std::path::Path;
 
 use roundhouse_backend::{BackendError, BuildProgress, Builder, BuiltFile, WeightSource};
 use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, MemoryPlan, Target, blob_names};
 use roundhouse_graph::{Graph, PassReport};
 
-use crate::error::{io_error, unsupported};
+use crate::error::unsupported;
 use crate::fusion::fuse;
 use crate::limits::StepLimits;
+use crate::partial_file::PartialFile;
 use crate::plan::Plan;
 use crate::weights::{WeightsLayout, write_weights};
 
@@ -103,10 +103,14 @@ impl Builder for CpuBuilder {
         let total = layout.file_bytes() + json.len() as u64;
 
         let weights_path = directory.join(blob_names::WEIGHTS);
-        write_weights(&layout, weights, &weights_path, &|done| progress.bytes(done, total))?;
         let graph_path = directory.join(blob_names::GRAPH);
-        fs::write(&graph_path, &json).map_err(|error| io_error(&graph_path, error))?;
+        let mut weights_file = PartialFile::create(&weights_path)?;
+        let mut graph_file = PartialFile::create(&graph_path)?;
+        write_weights(&layout, weights, &mut weights_file, &|done| progress.bytes(done, total))?;
+        graph_file.write(json.as_bytes())?;
         progress.bytes(total, total)?;
+        weights_file.finish()?;
+        graph_file.finish()?;
         progress.log(&format!("wrote {total} bytes for {} weights", graph.weights().count()));
         Ok(vec![
             BuiltFile { name: blob_names::GRAPH.to_owned(), path: graph_path },

@@ -4,7 +4,6 @@ mod attention;
 mod elementwise;
 mod layout;
 mod linear;
-mod masked;
 mod memory;
 mod norm;
 mod rotary;

@@ -14,6 +14,7 @@ mod exec;
 mod fusion;
 mod limits;
 mod model;
+mod partial_file;
 mod plan;
 mod runtime;
 mod weights;

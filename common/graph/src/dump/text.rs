@@ -111,11 +111,7 @@ fn flag(name: &str, set: bool) -> Vec<String> {
 }
 
 fn rotary(attributes: &RotaryAttributes) -> Vec<String> {
-    let angles = match &attributes.inv_freq[..] {
-        [] => "inv_freq=[]".to_owned(),
-        [only] => format!("inv_freq=[{only}]"),
-        [first, .., last] => format!("inv_freq=[{first}, … {} …, {last}]", attributes.inv_freq.len()),
-    };
+    let angles = format!("inv_freq=[{}]", list(&attributes.inv_freq));
     let factor = attributes.attention_factor;
     let factor = (factor != 1.0).then(|| format!("attention_factor={factor}"));
     [vec![angles], factor.into_iter().collect(), flag("interleaved", attributes.interleaved)].concat()
@@ -140,11 +136,14 @@ fn recipe(expr: &WeightExpr) -> String {
             let parts: Vec<String> = parts.iter().map(recipe).collect();
             format!("concat({})", parts.join(", "))
         }
-        WeightExpr::Literal { values } => match &values[..] {
-            [first, .., last] if values.len() > 4 => {
-                format!("literal({first}, … {} …, {last})", values.len())
-            }
-            _ => format!("literal({})", values.iter().map(f32::to_string).collect::<Vec<_>>().join(", ")),
-        },
+        WeightExpr::Literal { values } => format!("literal({})", list(values)),
+    }
+}
+
+/// Numbers, of many only the first and the last.
+fn list(values: &[f32]) -> String {
+    match values {
+        [first, .., last] if values.len() > 4 => format!("{first}, … {} …, {last}", values.len()),
+        _ => values.iter().map(f32::to_string).collect::<Vec<_>>().join(", "),
     }
 }

@@ -62,8 +62,8 @@ impl Check<'_> {
         format!("[{}]", dims.join(", "))
     }
 
-    /// No slice or reshape is outside its input, or has an unknown symbol, whatever the symbols' values. That
-    /// symbols which vary independently stay inside together is for the runtime to check.
+    /// Every slice lies inside its input for some values of the symbols at least. That it does for the values of one
+    /// run is for the runtime to check: symbols' ranges do not say which values come together.
     pub(super) fn slices(&self) -> Result<(), GraphError> {
         for node in &self.graph.nodes {
             let Op::Slice { axis, start, end } = &node.op else { continue };

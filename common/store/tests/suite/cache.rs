@@ -138,10 +138,13 @@ fn a_dropped_pull_leaves_nothing_half_written() {
             .boxed()
         });
         let store = Arc::new(hooked).store();
+        let mut pulling = Box::pin(cache.pull(&store, &manifest, &NoProgress));
         tokio::select! {
-            pulled = cache.pull(&store, &manifest, &NoProgress) => panic!("{pulled:?}"),
-            _ = stuck.recv() => assert_eq!(names(&folder.path().join("tmp")).len(), 1),
+            pulled = &mut pulling => panic!("{pulled:?}"),
+            _ = stuck.recv() => {}
         }
+        assert_eq!(names(&folder.path().join("tmp")).len(), 1, "it is in the middle");
+        drop(pulling);
     });
     // Waits for the writing thread.
     drop(runtime);

@@ -92,8 +92,7 @@ pub fn every_cache_kind_equals_none(backend: &Backend<'_>) -> Result<(), Failure
     Ok(())
 }
 
-/// Sequences of different lengths in one step, prefill and decode mixed, more of them than the engine's batch size
-/// once, give what each gives by itself.
+/// Sequences of different lengths in one step, prefill and decode mixed, give what each gives by itself.
 ///
 /// # Errors
 /// When they do not.

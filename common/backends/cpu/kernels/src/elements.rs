@@ -111,7 +111,12 @@ pub struct Matrix<'a> {
     pub columns: usize,
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
+    /// The elements of some rows.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Elements<'a> {
+        self.elements.slice(rows.start * self.columns..rows.end * self.columns)
+    }
+
     /// Checks that there are as many elements as the shape says.
     pub(crate) fn check(&self) {
         assert_eq!(self.elements.len(), self.rows * self.columns, "a matrix has rows * columns elements");

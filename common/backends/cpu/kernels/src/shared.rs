@@ -26,6 +26,11 @@ impl Queue {
         Self { next: Alone(AtomicUsize::new(0)), total, step: step.max(1), share: 2 * workers.max(1) }
     }
 
+    /// Ranges of one item, for items that are large.
+    pub(crate) fn single(total: usize) -> Self {
+        Self { next: Alone(AtomicUsize::new(0)), total, step: 1, share: total.max(1) }
+    }
+
     /// The next range, until there is none.
     pub(crate) fn take(&self) -> Option<Range<usize>> {
         let mut start = self.next.0.load(Ordering::Relaxed);

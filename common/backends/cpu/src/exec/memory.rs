@@ -19,10 +19,10 @@ pub(crate) struct Workspace {
     pub(super) selected: Vec<usize>,
     /// Where the logits of each sequence are among the computed ones.
     pub(super) logits_rows: Vec<Range<usize>>,
+    /// What a mask adds to the scores of one head.
+    pub(super) mask: Vec<f32>,
     /// Working memory of the kernels.
     pub(super) scratch: Scratch,
-    /// For a copy of integers, or a permutation of rows.
-    pub(super) spare: Vec<f32>,
 }
 
 impl Workspace {

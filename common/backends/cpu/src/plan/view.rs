@@ -1,5 +1,7 @@
 //! Where a value lies: a strided view of a buffer.
 
+use std::ops::Range;
+
 use super::size::{SizeId, SizeTable, Sizes};
 
 /// The most dimensions of a value.
@@ -184,6 +186,24 @@ impl Layout {
 
     pub(crate) fn elements(&self) -> usize {
         self.dims().iter().product()
+    }
+
+    /// A range of an axis.
+    pub(crate) fn narrow(mut self, axis: usize, range: Range<usize>) -> Self {
+        self.offset += range.start * self.strides[axis];
+        self.dims[axis] = range.len();
+        self
+    }
+
+    /// The same shape without gaps, from 0 on.
+    pub(crate) fn row_major(&self) -> Self {
+        let mut layout = Self { offset: 0, ..*self };
+        let mut stride = 1;
+        for axis in (0..self.rank).rev() {
+            layout.strides[axis] = stride;
+            stride *= self.dims[axis];
+        }
+        layout
     }
 }
 

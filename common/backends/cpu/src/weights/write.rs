@@ -1,9 +1,5 @@
 //! Streams the weights of a graph into a safetensors file, a few rows at a time.
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 use roundhouse_backend::{BackendError, WeightError, WeightSource, evaluate_rows, expr_shape};
@@ -11,7 +7,8 @@ use roundhouse_graph::{DType, Graph, WeightExpr};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{ALIGNMENT, file_dtype};
-use crate::error::{io_error, unsupported};
+use crate::error::unsupported;
+use crate::partial_file::PartialFile;
 
 /// Elements evaluated at a time: with their conversion, a few MB of buffers.
 const CHUNK_ELEMENTS: usize = 1 << 20;
@@ -74,65 +71,21 @@ impl<'a> WeightsLayout<'a> {
     pub(crate) fn file_bytes(&self) -> u64 {
         self.header.len() as u64 + self.data_bytes
     }
-
-    /// The size of the tensors alone.
-    pub(crate) fn data_bytes(&self) -> u64 {
-        self.data_bytes
-    }
 }
 
-/// A file that is removed unless it is finished.
-struct PartialFile {
-    partial: PathBuf,
-    path: PathBuf,
-    file: File,
-    finished: bool,
-}
-
-impl PartialFile {
-    fn create(path: &Path) -> Result<Self, BackendError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        let file = File::create(&partial).map_err(|error| io_error(&partial, error))?;
-        Ok(Self { partial, path: path.to_owned(), file, finished: false })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), BackendError> {
-        self.file.write_all(bytes).map_err(|error| io_error(&self.partial, error))
-    }
-
-    fn finish(mut self) -> Result<(), BackendError> {
-        fs::rename(&self.partial, &self.path).map_err(|error| io_error(&self.path, error))?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for PartialFile {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing can be done about a file that cannot be removed, and the error that led here says more.
-            let _ = fs::remove_file(&self.partial);
-        }
-    }
-}
-
-/// Writes a weights file. `written` is told the bytes written after every few MB and ends the build with its error;
-/// the file exists only when it is complete.
+/// Writes a weights file. `written` is told the bytes written after every few MB and ends the build with its error.
 ///
 /// # Errors
 /// When a weight cannot be read or does not have the graph's shape, when the file cannot be written, or as `written`.
 pub(crate) fn write_weights(
     layout: &WeightsLayout<'_>,
     source: &dyn WeightSource,
-    path: &Path,
+    file: &mut PartialFile,
     written: &dyn Fn(u64) -> Result<(), BackendError>,
 ) -> Result<(), BackendError> {
     for entry in &layout.tensors {
         check_shape(source, entry)?;
     }
-    let mut file = PartialFile::create(path)?;
     file.write(&layout.header)?;
     let mut done = layout.header.len() as u64;
     written(done)?;
@@ -155,7 +108,7 @@ pub(crate) fn write_weights(
             first = last;
         }
     }
-    file.finish()
+    Ok(())
 }
 
 /// The recipe gives the graph's shape; a literal, which has no rows of its own, or a tensor with more dimensions gives

@@ -7,7 +7,7 @@ use crate::Elements;
 use crate::isa::{Isa, Kernel};
 use crate::simd::{Element, Simd};
 
-use super::gemm::{Engine, Lanes, Output};
+use super::gemm::{Engine, VectorShape, Output};
 
 /// Most columns of a block.
 const BLOCK_COLUMNS: usize = 320;
@@ -22,7 +22,7 @@ pub(super) struct Fma {
 
 impl Fma {
     pub(super) fn new(isa: Isa) -> Self {
-        let (lanes, tile_rows) = isa.dispatch(Lanes);
+        let (lanes, tile_rows) = isa.dispatch(VectorShape);
         Self { isa, lanes, tile_rows }
     }
 }
@@ -137,7 +137,7 @@ impl Part {
     #[inline(always)]
     unsafe fn multiply<S: Simd, const R: usize>(&self, s: S, x: *const f32, panel: *const f32, to: &Output<'_>) {
         // SAFETY: the caller's promise is the same.
-        let sums = unsafe { tile::<S, R>(s, x, 1, S::TILE_ROWS, panel, 2 * S::LANES, self.k) };
+        let sums = unsafe { tile::<S, f32, R>(s, x, 1, S::TILE_ROWS, panel, 2 * S::LANES, self.k, 2 * S::LANES) };
         let bias = if self.first { to.bias } else { None };
         for (r, sums) in sums.into_iter().enumerate().take(self.rows) {
             let start = to.start + (self.row + r) * to.stride;
@@ -193,32 +193,60 @@ pub(crate) unsafe fn pack_transposed<S: Simd, E: Element>(
     }
 }
 
-/// A tile of a product in registers: `Σ a[r, i] · b[i, ..]` over `i < k`, for `R` rows of `a` and two vectors of
-/// columns of `b`.
+/// A tile of a product in registers: `Σ a[r, i] · b[i, ..]` over `i < k`, for `R` rows of `a` and the first `n` columns of
+/// `b`, at most two vectors of them; further columns become zeros.
 ///
 /// # Safety
-/// Elements `r * a_row + i * a_column` of `a`, and two vectors at every `i * b_row` of `b`, are readable.
+/// Elements `r * a_row + i * a_column` of `a`, and `n` elements at every `i * b_row` of `b`, are readable.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, const R: usize>(
+#[expect(clippy::too_many_arguments, reason = "two strided matrices and their shape, as in every BLAS")]
+pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize>(
     s: S,
     a: *const f32,
     a_row: usize,
     a_column: usize,
-    b: *const f32,
+    b: *const E,
     b_row: usize,
     k: usize,
+    n: usize,
 ) -> [[S::F32; 2]; R] {
     let mut sums = [[s.splat(0.0); 2]; R];
-    for i in 0..k {
-        // SAFETY: the caller promises these elements.
-        unsafe {
-            let (low, high) = (s.load(b.add(i * b_row)), s.load(b.add(i * b_row + S::LANES)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let factor = s.splat(*a.add(r * a_row + i * a_column));
-                sums[0] = s.mul_add(factor, low, sums[0]);
-                sums[1] = s.mul_add(factor, high, sums[1]);
+    // SAFETY: the caller promises these elements.
+    unsafe {
+        if n >= 2 * S::LANES {
+            for i in 0..k {
+                let b = b.add(i * b_row);
+                let b = [E::load(s, b), E::load(s, b.add(S::LANES))];
+                add_outer(s, &mut sums, a.add(i * a_column), a_row, b);
+            }
+        } else {
+            let low = n.min(S::LANES);
+            for i in 0..k {
+                let b = b.add(i * b_row);
+                let b = [E::load_partial(s, b, low), E::load_partial(s, b.add(low), n - low)];
+                add_outer(s, &mut sums, a.add(i * a_column), a_row, b);
             }
         }
     }
     sums
+}
+
+/// Adds the products of `R` elements of `a`, `a_row` apart, with two vectors.
+///
+/// # Safety
+/// The elements are readable.
+#[inline(always)]
+unsafe fn add_outer<S: Simd, const R: usize>(
+    s: S,
+    sums: &mut [[S::F32; 2]; R],
+    a: *const f32,
+    a_row: usize,
+    [low, high]: [S::F32; 2],
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller promises the element.
+        let factor = s.splat(unsafe { *a.add(r * a_row) });
+        sums[0] = s.mul_add(factor, low, sums[0]);
+        sums[1] = s.mul_add(factor, high, sums[1]);
+    }
 }

@@ -10,7 +10,7 @@ use crate::elementwise::silu_mul_assign;
 use crate::isa::{Isa, Kernel};
 use crate::shared::{Queue, SharedMut};
 use crate::simd::Simd;
-use crate::{Elements, Matrix, Scratch, ThreadPool};
+use crate::{Elements, Scratch, ThreadPool};
 
 use super::Product;
 use super::fma::Fma;
@@ -192,15 +192,13 @@ impl Problem<'_> {
                 bias: product.bias.map(|bias| &bias[rows.clone()]),
                 accumulate: product.accumulate,
             };
-            let part = |matrix: Matrix<'_>| matrix.elements.slice(rows.start * self.k..rows.end * self.k);
             // SAFETY: the caller leaves the columns to this call; the values are its own.
-            unsafe { engine.multiply(part(product.weight), self.k, tiles, &to, panel) };
+            unsafe { engine.multiply(product.weight.part(rows.clone()), self.k, tiles, &to, panel) };
             if let Some(up) = product.up {
                 let (out, stride) = (SharedMut::new(up_values), panel_rows);
                 let to_values = Output { out, start: 0, stride, bias: None, accumulate: false, ..to };
-                let up_part = up.elements.slice(rows.start * self.k..rows.end * self.k);
                 // SAFETY: as above.
-                unsafe { engine.multiply(up_part, self.k, tiles, &to_values, panel) };
+                unsafe { engine.multiply(up.part(rows), self.k, tiles, &to_values, panel) };
                 for t in 0..to.rows {
                     let start = to.start + t * to.stride;
                     // SAFETY: as above.
@@ -215,12 +213,10 @@ impl Problem<'_> {
     }
 }
 
-/// A kernel whose body is a closure over nothing but its fields would not be compiled for the instruction set; this is
-/// the length of a vector of the one that `isa` runs.
-pub(super) struct Lanes;
+/// Asks for the shape of the vectors of an instruction set: `(LANES, TILE_ROWS)`.
+pub(crate) struct VectorShape;
 
-impl Kernel for Lanes {
-    /// `LANES` and `TILE_ROWS`.
+impl Kernel for VectorShape {
     type Output = (usize, usize);
 
     #[inline(always)]

@@ -137,9 +137,8 @@ impl Destination<'_> {
 /// Nothing else uses the columns of the destination meanwhile.
 unsafe fn columns(isa: Isa, x: &Rows<'_>, weight: Matrix<'_>, rows: Range<usize>, to: &Destination<'_>) {
     let k = weight.columns;
-    let part = weight.elements.slice(rows.start * k..rows.end * k);
     let n = rows.len();
-    match part {
+    match weight.part(rows) {
         Elements::F32(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
         Elements::F16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
         Elements::Bf16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),

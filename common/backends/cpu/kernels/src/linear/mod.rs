@@ -17,6 +17,7 @@ mod gemv;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use amx::is_available as amx_is_available;
 pub(crate) use fma::{pack_transposed, tile};
+pub(crate) use gemm::VectorShape;
 pub(crate) use gemv::dots;
 
 use crate::shared::SharedMut;
