@@ -4,7 +4,7 @@
 set -euo pipefail
 
 if ! command -v cargo >/dev/null; then
-    echo "cargo is missing: install Rust 1.90 or newer from https://rustup.rs" >&2
+    echo "cargo is missing: install Rust 1.92 or newer from https://rustup.rs" >&2
     exit 1
 fi
 

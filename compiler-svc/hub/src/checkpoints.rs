@@ -53,7 +53,8 @@ impl Checkpoints {
             ModelSource::GgufFile(path) => self.open_gguf(path, model, progress).await,
             ModelSource::HubId { id, revision } => {
                 let revision = revision.as_deref();
-                let snapshot = hub_download::fetch(&self.config, &self.digests, id, revision, progress).await?;
+                let snapshot =
+                    hub_download::fetch(&self.config, &self.digests, id, revision, progress).await?;
                 let checkpoint = self.open_directory(&snapshot.directory, model, progress).await?;
                 Ok(Checkpoint { revision: Some(snapshot.commit), ..checkpoint })
             }
@@ -71,12 +72,21 @@ impl Checkpoints {
         progress: &dyn FetchProgress,
     ) -> Result<Checkpoint, HubError> {
         let (path, model, digests) = (path.to_owned(), model.to_owned(), self.digests.clone());
-        off_runtime(FetchStage::Hash, progress, move |hashed| directory::open(&path, &model, &digests, hashed)).await
+        off_runtime(FetchStage::Hash, progress, move |hashed| {
+            directory::open(&path, &model, &digests, hashed)
+        })
+        .await
     }
 
-    async fn open_gguf(&self, path: &Path, model: &str, progress: &dyn FetchProgress) -> Result<Checkpoint, HubError> {
+    async fn open_gguf(
+        &self,
+        path: &Path,
+        model: &str,
+        progress: &dyn FetchProgress,
+    ) -> Result<Checkpoint, HubError> {
         let (path, model, digests) = (path.to_owned(), model.to_owned(), self.digests.clone());
-        off_runtime(FetchStage::Hash, progress, move |hashed| gguf::open(&path, &model, &digests, hashed)).await
+        off_runtime(FetchStage::Hash, progress, move |hashed| gguf::open(&path, &model, &digests, hashed))
+            .await
     }
 }
 
@@ -94,5 +104,8 @@ pub(crate) async fn off_runtime<T: Send + 'static>(
     while let Some((done, total)) = receiver.recv().await {
         progress.bytes(stage, done, total)?;
     }
-    work.await.map_err(|error| HubError::Io { path: "worker thread".into(), source: std::io::Error::other(error) })?
+    work.await.map_err(|error| HubError::Io {
+        path: "worker thread".into(),
+        source: std::io::Error::other(error),
+    })?
 }

@@ -62,10 +62,13 @@ impl HubConfig {
         get: impl Fn(&str) -> Option<OsString>,
         all: impl Iterator<Item = (OsString, OsString)>,
     ) -> Self {
-        let text = |name: &str| get(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty());
+        let text = |name: &str| {
+            get(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+        };
         let path = |name: &str| get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let is_on = |name: &str| {
-            text(name).is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str()))
+            text(name)
+                .is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str()))
         };
         let caches = path("XDG_CACHE_HOME")
             .or_else(|| path("HOME").map(|home| home.join(".cache")))
@@ -120,14 +123,18 @@ mod tests {
         let home = home.path().to_str().unwrap();
         let token = |variables: &[(&str, &str)]| config(variables).token;
         assert_eq!(token(&[("HF_HOME", home)]).as_deref(), Some("hf_file"));
-        assert_eq!(token(&[("HF_HOME", home), ("HF_TOKEN", " hf_variable ")]).as_deref(), Some("hf_variable"));
+        assert_eq!(
+            token(&[("HF_HOME", home), ("HF_TOKEN", " hf_variable ")]).as_deref(),
+            Some("hf_variable")
+        );
         assert_eq!(token(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
         assert_eq!(token(&[("HF_HOME", "/none")]), None);
     }
 
     #[test]
     fn credentials_are_not_printed() {
-        let printed = format!("{:?}", config(&[("HF_TOKEN", "hf_secret"), ("AWS_SECRET_ACCESS_KEY", "aws_secret")]));
+        let printed =
+            format!("{:?}", config(&[("HF_TOKEN", "hf_secret"), ("AWS_SECRET_ACCESS_KEY", "aws_secret")]));
         assert!(printed.contains("AWS_SECRET_ACCESS_KEY") && !printed.contains("_secret"), "{printed}");
     }
 

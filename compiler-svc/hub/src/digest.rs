@@ -112,7 +112,10 @@ impl FileDigests {
     }
 }
 
-fn hash(file: &ReadOnlyFile, hashed: &mut dyn FnMut(u64) -> Result<(), Cancelled>) -> Result<String, HubError> {
+fn hash(
+    file: &ReadOnlyFile,
+    hashed: &mut dyn FnMut(u64) -> Result<(), Cancelled>,
+) -> Result<String, HubError> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut reader = file.as_file();

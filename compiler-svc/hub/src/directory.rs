@@ -82,7 +82,10 @@ pub(crate) fn file_names(directory: &Path) -> Result<BTreeSet<String>, HubError>
 pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, HubError> {
     let size = path.metadata().map_err(HubError::io(path))?.len();
     if size > MAX_SMALL_FILE_BYTES {
-        return Err(HubError::corrupt(path, format!("{size} bytes, at most {MAX_SMALL_FILE_BYTES} are read")));
+        return Err(HubError::corrupt(
+            path,
+            format!("{size} bytes, at most {MAX_SMALL_FILE_BYTES} are read"),
+        ));
     }
     std::fs::read(path).map_err(HubError::io(path))
 }
@@ -101,7 +104,10 @@ fn refuse_quantised(directory: &Path, config: &Value) -> Result<(), HubError> {
         None | Some(Value::Null) => Ok(()),
         Some(quantization) => Err(HubError::Unsupported {
             place: directory.join(layout::CONFIG).display().to_string(),
-            found: format!("weights quantised by {}", quantization.get("quant_method").unwrap_or(&Value::Null)),
+            found: format!(
+                "weights quantised by {}",
+                quantization.get("quant_method").unwrap_or(&Value::Null)
+            ),
             supported: "weights in F64, F32, F16 or BF16, which Roundhouse quantises itself".to_owned(),
         }),
     }

@@ -26,7 +26,9 @@ pub enum HubError {
         path: String,
     },
     /// The hub or the object store has no such model.
-    #[error("there is no model {model:?} at {endpoint} (or it is private: set HF_TOKEN to a token that may read it)")]
+    #[error(
+        "there is no model {model:?} at {endpoint} (or it is private: set HF_TOKEN to a token that may read it)"
+    )]
     ModelNotFound {
         /// The model.
         model: String,

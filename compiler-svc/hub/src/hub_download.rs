@@ -66,7 +66,9 @@ pub(crate) async fn fetch(
             what: format!("a complete snapshot of revision {revision:?}"),
         });
     }
-    if is_commit(revision) && let Some(snapshot) = cached(Completeness::Whole) {
+    if is_commit(revision)
+        && let Some(snapshot) = cached(Completeness::Whole)
+    {
         return Ok(snapshot);
     }
     let http = HubHttp::new(config)?;
@@ -118,7 +120,7 @@ impl Download<'_> {
 
     async fn files(&self, names: &BTreeSet<String>) -> Result<(), HubError> {
         let remote: Vec<(&String, RemoteFile)> = futures::stream::iter(names)
-            .map(|name| async move { Ok((name, self.http.describe(self.id, self.commit, name).await?)) })
+            .map(|name| async move { Ok::<_, HubError>((name, self.http.describe(self.id, self.commit, name).await?)) })
             .buffered(FILES_AT_ONCE)
             .try_collect::<Vec<_>>()
             .await?;
@@ -170,12 +172,15 @@ impl Download<'_> {
                 None => continue,
                 Some(failure) => failure,
             };
-            (broken, delay) = if have > before { (0, self.http.retry_delay()) } else { (broken + 1, delay * 2) };
+            (broken, delay) =
+                if have > before { (0, self.http.retry_delay()) } else { (broken + 1, delay * 2) };
             if broken > MAX_BROKEN_CONNECTIONS {
                 let url = format!("{} {}/{name}", self.http.endpoint(), self.id);
                 return Err(HubError::Network { url, what: failure });
             }
-            self.transfer.progress.log(&format!("{name}: {failure}; resuming at byte {have} of {}", remote.size));
+            self.transfer
+                .progress
+                .log(&format!("{name}: {failure}; resuming at byte {have} of {}", remote.size));
             tokio::time::sleep(delay).await;
         }
         file.sync_data().await.map_err(HubError::io(&partial))?;
@@ -229,26 +234,29 @@ impl Download<'_> {
             return Ok(());
         }
         let (digests, path) = (self.digests.clone(), partial.to_owned());
-        let sha256 = crate::checkpoints::off_runtime(FetchStage::Hash, self.transfer.progress, move |hashed| {
-            let mut done = 0;
-            let total = path.metadata().map_err(HubError::io(&path))?.len();
-            digests.of_file(&path, &mut |bytes| {
-                done += bytes;
-                hashed(done, total)
+        let sha256 =
+            crate::checkpoints::off_runtime(FetchStage::Hash, self.transfer.progress, move |hashed| {
+                let mut done = 0;
+                let total = path.metadata().map_err(HubError::io(&path))?.len();
+                digests.of_file(&path, &mut |bytes| {
+                    done += bytes;
+                    hashed(done, total)
+                })
             })
-        })
-        .await?;
+            .await?;
         if sha256 == remote.etag {
             return Ok(());
         }
         tokio::fs::remove_file(partial).await.map_err(HubError::io(partial))?;
-        let what = format!("{name} has SHA-256 {sha256}, expected {}; it was thrown away, try again", remote.etag);
+        let what =
+            format!("{name} has SHA-256 {sha256}, expected {}; it was thrown away, try again", remote.etag);
         Err(HubError::corrupt(partial, what))
     }
 }
 
 /// Whether this is the rest of a content, from byte `from` on.
 fn continues(response: &Response, from: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
+    let range =
+        response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
     response.status() == StatusCode::PARTIAL_CONTENT && range.starts_with(&format!("bytes {from}-"))
 }

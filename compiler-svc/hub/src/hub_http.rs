@@ -118,7 +118,8 @@ impl HubHttp {
 
     /// Finds the commit and the files of a branch, tag or commit.
     pub(crate) async fn revision(&self, id: &str, revision: &str) -> Result<Revision, HubError> {
-        let parts: Vec<&str> = ["api", "models"].into_iter().chain(id.split('/')).chain(["revision", revision]).collect();
+        let parts: Vec<&str> =
+            ["api", "models"].into_iter().chain(id.split('/')).chain(["revision", revision]).collect();
         let url = self.url(&parts);
         let response = self.send(&url, || self.request(&self.following, Method::GET, &url)).await?;
         let response = self.accept(response, id, revision, None)?;
@@ -126,7 +127,10 @@ impl HubHttp {
         if !is_commit(&info.sha) {
             return Err(unexpected(&url, format!("{:?} is no commit", info.sha)));
         }
-        Ok(Revision { commit: info.sha, files: info.siblings.into_iter().map(|file| file.rfilename).collect() })
+        Ok(Revision {
+            commit: info.sha,
+            files: info.siblings.into_iter().map(|file| file.rfilename).collect(),
+        })
     }
 
     /// Asks what a file is, without its content.
@@ -159,7 +163,13 @@ impl HubHttp {
 
     /// Asks for a file's content from byte `from` on. The caller looks at the status: 200 (all of it), 206 (the rest)
     /// or 416 (there is no rest).
-    pub(crate) async fn content(&self, id: &str, commit: &str, file: &str, from: u64) -> Result<Response, HubError> {
+    pub(crate) async fn content(
+        &self,
+        id: &str,
+        commit: &str,
+        file: &str,
+        from: u64,
+    ) -> Result<Response, HubError> {
         let url = self.file_url(id, commit, file);
         let request = || {
             let request = self.request(&self.following, Method::GET, &url);
@@ -178,7 +188,9 @@ impl HubHttp {
         for attempt in 0.. {
             let result = request().send().await;
             let wait = match &result {
-                Ok(response) if !may_pass(response.status()) => return Ok(result.map_err(|error| network(url, &error))?),
+                Ok(response) if !may_pass(response.status()) => {
+                    return Ok(result.map_err(|error| network(url, &error))?);
+                }
                 Ok(response) => retry_after(response.headers()),
                 Err(_) => None,
             };
@@ -194,13 +206,20 @@ impl HubHttp {
     }
 
     /// Turns an answer that says no into its error.
-    fn accept(&self, response: Response, id: &str, revision: &str, file: Option<&str>) -> Result<Response, HubError> {
+    fn accept(
+        &self,
+        response: Response,
+        id: &str,
+        revision: &str,
+        file: Option<&str>,
+    ) -> Result<Response, HubError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         let model = id.to_owned();
-        let unknown = || HubError::ModelNotFound { model: id.to_owned(), endpoint: self.endpoint.to_string() };
+        let unknown =
+            || HubError::ModelNotFound { model: id.to_owned(), endpoint: self.endpoint.to_string() };
         let code = header(response.headers(), "x-error-code").unwrap_or_default();
         Err(match (status, code) {
             // To those who may not see it, a private model does not exist.
@@ -218,7 +237,9 @@ impl HubHttp {
     fn access_denied(&self, id: &str, code: &str) -> HubError {
         let page = self.url(&id.split('/').collect::<Vec<_>>());
         let action = match (code, &self.token) {
-            ("GatedRepo", _) => format!("accept its terms at {page}, and set HF_TOKEN to a token of that account"),
+            ("GatedRepo", _) => {
+                format!("accept its terms at {page}, and set HF_TOKEN to a token of that account")
+            }
             (_, None) => "set HF_TOKEN to a token that may read it".to_owned(),
             (_, Some(_)) => "the token in HF_TOKEN has expired or may not read it; set another".to_owned(),
         };
@@ -233,7 +254,8 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Where a redirect leads that stays on the hub.
 fn same_host_redirect(response: &Response, url: &Url) -> Option<Url> {
-    let location = header(response.headers(), LOCATION.as_str()).filter(|_| response.status().is_redirection())?;
+    let location =
+        header(response.headers(), LOCATION.as_str()).filter(|_| response.status().is_redirection())?;
     let target = url.join(location).ok()?;
     // The storage network's redirects say what the file is; the hub's own only say where it is now.
     (target.origin() == url.origin() && response.headers().get("x-linked-etag").is_none()).then_some(target)

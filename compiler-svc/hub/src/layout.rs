@@ -78,7 +78,10 @@ impl Layout {
                     .to_owned(),
             });
         } else {
-            return Err(HubError::MissingFile { place, file: format!("{SINGLE_WEIGHTS} or {WEIGHTS_INDEX}") });
+            return Err(HubError::MissingFile {
+                place,
+                file: format!("{SINGLE_WEIGHTS} or {WEIGHTS_INDEX}"),
+            });
         };
         let small = [CONFIG, TOKENIZER].into_iter().chain(OPTIONAL).filter(|name| has(name)).collect();
         Ok(Self { small, weights })
@@ -111,7 +114,9 @@ impl WeightIndex {
             return Err("weight_map names no files".to_owned());
         }
         match index.weight_map.values().find(|file| !is_plain_name(file) || !file.ends_with(".safetensors")) {
-            Some(file) => Err(format!("weight_map names {file:?}, which is no safetensors file of this folder")),
+            Some(file) => {
+                Err(format!("weight_map names {file:?}, which is no safetensors file of this folder"))
+            }
             None => Ok(index),
         }
     }
@@ -135,8 +140,14 @@ mod tests {
 
     #[test]
     fn only_files_that_are_read_are_part_of_it() {
-        let layout =
-            of(&["README.md", "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "x.bin"]);
+        let layout = of(&[
+            "README.md",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "model.safetensors",
+            "x.bin",
+        ]);
         let layout = layout.unwrap();
         assert_eq!(layout.small, ["config.json", "tokenizer.json", "tokenizer_config.json"]);
         assert_eq!(layout.weights, WeightFiles::Single);
@@ -150,15 +161,21 @@ mod tests {
     fn what_is_missing_is_named() {
         let message = |names: &[&str]| of(names).unwrap_err().to_string();
         assert_eq!(message(&["model.safetensors", "tokenizer.json"]), "here has no config.json");
-        assert!(message(&["config.json", "model.safetensors", "tokenizer.model"]).contains("no tokenizer.json"));
+        assert!(
+            message(&["config.json", "model.safetensors", "tokenizer.model"]).contains("no tokenizer.json")
+        );
         assert!(message(&["config.json", "tokenizer.json"]).contains("no model.safetensors"));
-        assert!(message(&["config.json", "tokenizer.json", "pytorch_model.bin"]).contains("pytorch_model.bin"));
+        assert!(
+            message(&["config.json", "tokenizer.json", "pytorch_model.bin"]).contains("pytorch_model.bin")
+        );
         assert!(message(&["a-Q4_K_M.gguf"]).contains("a-Q4_K_M.gguf"));
     }
 
     #[test]
     fn an_index_cannot_name_files_elsewhere() {
-        for file in ["../other.safetensors", "/etc/x.safetensors", "a/b.safetensors", "", ".safetensors", "x.bin"] {
+        for file in
+            ["../other.safetensors", "/etc/x.safetensors", "a/b.safetensors", "", ".safetensors", "x.bin"]
+        {
             let index = format!(r#"{{"weight_map": {{"w": {}}}}}"#, serde_json::to_string(file).unwrap());
             assert!(WeightIndex::parse(index.as_bytes()).is_err(), "{file:?}");
         }

@@ -31,7 +31,11 @@ pub(crate) enum Fetched {
 }
 
 /// Brings the folder or GGUF file at `url` into the cache. Files that have not changed since are not downloaded again.
-pub(crate) async fn fetch(config: &HubConfig, url: &Url, progress: &dyn FetchProgress) -> Result<Fetched, HubError> {
+pub(crate) async fn fetch(
+    config: &HubConfig,
+    url: &Url,
+    progress: &dyn FetchProgress,
+) -> Result<Fetched, HubError> {
     let failed = |source| HubError::ObjectStore { url: url.to_string(), source };
     let options = config.object_store.iter().map(|(name, value)| (name.clone(), value.clone()));
     let (store, path) = object_store::parse_url_opts(url, options).map_err(failed)?;
@@ -54,7 +58,10 @@ async fn fetch_from(
             let name = if layout::is_plain_name(name) { name } else { "model.gguf" };
             let meta = fetch.describe(&path).await?;
             let Some(meta) = meta else {
-                return Err(HubError::ModelNotFound { model: url.path().to_owned(), endpoint: endpoint(url) });
+                return Err(HubError::ModelNotFound {
+                    model: url.path().to_owned(),
+                    endpoint: endpoint(url),
+                });
             };
             fetch.transfer.expect(meta.size);
             fetch.file(name, &meta).await?;
@@ -223,7 +230,8 @@ impl Fetch<'_> {
         let mut options = GetOptions::new().with_range(Some(GetRange::Bounded(start..end)));
         // A file that is replaced meanwhile is an error, and not half of each.
         options.if_match.clone_from(&meta.e_tag);
-        let answer = self.store.get_opts(&meta.location, options).await.map_err(self.failed(&meta.location))?;
+        let answer =
+            self.store.get_opts(&meta.location, options).await.map_err(self.failed(&meta.location))?;
         let range = answer.range.clone();
         let bytes = answer.bytes().await.map_err(self.failed(&meta.location))?;
         if range != (start..end) || bytes.len() as u64 != end - start {

@@ -72,7 +72,9 @@ impl SafetensorsFile {
         }
         let described = metadata.data_len() as u64;
         if described != data_bytes {
-            return Err(corrupt(format!("the header describes {described} bytes of data, the file has {data_bytes}")));
+            return Err(corrupt(format!(
+                "the header describes {described} bytes of data, the file has {data_bytes}"
+            )));
         }
         Ok(Self { file, tensors, data_bytes })
     }
@@ -99,9 +101,15 @@ impl SafetensorsFile {
         let (first, count) = row_elements(name, &tensor.shape, &rows, out.len())?;
         match tensor.dtype {
             Dtype::F32 => self.decode(name, tensor, first, count, out, f32::from_le_bytes),
-            Dtype::F16 => self.decode(name, tensor, first, count, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => self.decode(name, tensor, first, count, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            Dtype::F64 => self.decode(name, tensor, first, count, out, |bytes| f64::from_le_bytes(bytes) as f32),
+            Dtype::F16 => {
+                self.decode(name, tensor, first, count, out, |bytes| f16::from_le_bytes(bytes).to_f32())
+            }
+            Dtype::BF16 => {
+                self.decode(name, tensor, first, count, out, |bytes| bf16::from_le_bytes(bytes).to_f32())
+            }
+            Dtype::F64 => {
+                self.decode(name, tensor, first, count, out, |bytes| f64::from_le_bytes(bytes) as f32)
+            }
             other => Err(WeightError::Corrupt {
                 name: name.to_owned(),
                 what: format!("dtype {other:?} is not supported; supported: F64, F32, F16, BF16"),

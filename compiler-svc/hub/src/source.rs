@@ -55,9 +55,9 @@ impl ModelSource {
                 Ok(Self::HubId { id, revision: Some(revision.to_owned()) })
             }
             (source, None) => Ok(source),
-            (_, Some(revision)) => {
-                Err(invalid(&format!("revision {revision:?} was given, and only models of the hub have revisions")))
-            }
+            (_, Some(revision)) => Err(invalid(&format!(
+                "revision {revision:?} was given, and only models of the hub have revisions"
+            ))),
         }
     }
 
@@ -73,7 +73,9 @@ impl ModelSource {
                 "file" if !local_paths => Err(forbidden()),
                 "file" => Self::local(&url.to_file_path().map_err(|()| invalid("it is no absolute path"))?),
                 scheme if SCHEMES.contains(&scheme) => Ok(Self::ObjectStore(url)),
-                scheme => Err(invalid(&format!("scheme {scheme:?} is not one of file, {}", SCHEMES.join(", ")))),
+                scheme => {
+                    Err(invalid(&format!("scheme {scheme:?} is not one of file, {}", SCHEMES.join(", "))))
+                }
             };
         }
         let path = Path::new(text);
@@ -88,7 +90,9 @@ impl ModelSource {
             return Err(forbidden());
         }
         if !is_hub_id(text) {
-            return Err(invalid("it is no path on this machine, no object-store URL, and no id like organisation/name"));
+            return Err(invalid(
+                "it is no path on this machine, no object-store URL, and no id like organisation/name",
+            ));
         }
         Ok(Self::HubId { id: text.to_owned(), revision: None })
     }
@@ -123,7 +127,9 @@ fn is_hub_id(text: &str) -> bool {
 fn is_revision(text: &str) -> bool {
     text.len() <= 255
         && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'?' | b'*' | b':' | b'~' | b'^'))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'?' | b'*' | b':' | b'~' | b'^'))
 }
 
 #[cfg(test)]
@@ -140,7 +146,10 @@ mod tests {
         let file = directory.path().join("model.gguf");
         std::fs::write(&file, "").unwrap();
         let text = |path: &Path| path.to_str().unwrap().to_owned();
-        assert_eq!(parse(&text(directory.path())).unwrap(), ModelSource::Directory(directory.path().to_owned()));
+        assert_eq!(
+            parse(&text(directory.path())).unwrap(),
+            ModelSource::Directory(directory.path().to_owned())
+        );
         assert_eq!(parse(&text(&file)).unwrap(), ModelSource::GgufFile(file.clone()));
         assert_eq!(parse(&format!("file://{}", text(&file))).unwrap(), ModelSource::GgufFile(file));
         assert_eq!(parse("src").unwrap(), ModelSource::Directory("src".into()));
@@ -160,7 +169,9 @@ mod tests {
 
     #[test]
     fn object_store_urls_are_recognised_by_their_scheme() {
-        for text in ["s3://bucket/a/model", "gs://b/m.gguf", "az://container/m", "abfss://c@a.dfs.core.windows.net/m"] {
+        for text in
+            ["s3://bucket/a/model", "gs://b/m.gguf", "az://container/m", "abfss://c@a.dfs.core.windows.net/m"]
+        {
             assert!(matches!(parse(text), Ok(ModelSource::ObjectStore(_))), "{text}");
         }
         for text in ["ftp://host/m", "memory:///m", "s3://"] {
@@ -177,7 +188,8 @@ mod tests {
         for id in ["gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct", "a/b_c.d-1"] {
             assert_eq!(parse(id).unwrap(), ModelSource::HubId { id: id.to_owned(), revision: None });
         }
-        for text in ["", "a/b/c", "a b", "a/", "/", "a/..", "a/b--c", "ä/b", "-a/b", "a\0b", &"a".repeat(97)] {
+        for text in ["", "a/b/c", "a b", "a/", "/", "a/..", "a/b--c", "ä/b", "-a/b", "a\0b", &"a".repeat(97)]
+        {
             assert!(parse(text).is_err() || text == "/", "{text:?}");
         }
     }

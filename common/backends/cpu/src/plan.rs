@@ -3,7 +3,7 @@
 //! A plan is a list of [`Step`]s, calls of kernels over strided views of fp32 buffers. Reshapes, transposes, slices and
 //! casts between float types are views, not steps, wherever strides can say them. Buffers that are not alive at the
 //! same time share a slot. All sizes are expressions over the graph's symbols, evaluated once a step of the model, so
-//! that running allocates nothing once its slots have grown.
+//! that activations take no new memory once the slots have grown.
 
 mod compile;
 mod group;

@@ -152,12 +152,18 @@ impl Architecture {
                 return Err(HubError::corrupt(&metadata.path, what));
             }
         };
-        if let Some(rotary) = metadata.u64(&key("rope.dimension_count"))?.filter(|&rotary| rotary != head_dim) {
+        if let Some(rotary) = metadata.u64(&key("rope.dimension_count"))?.filter(|&rotary| rotary != head_dim)
+        {
             let found = format!("a rotary embedding of {rotary} of {head_dim} dimensions of a head");
             return Err(unsupported(metadata, found, "all dimensions"));
         }
-        if let Some(value) = metadata.u64(&key("attention.value_length"))?.filter(|&value| value != head_dim) {
-            return Err(unsupported(metadata, format!("values of {value}, keys of {head_dim} dimensions"), "the same"));
+        if let Some(value) = metadata.u64(&key("attention.value_length"))?.filter(|&value| value != head_dim)
+        {
+            return Err(unsupported(
+                metadata,
+                format!("values of {value}, keys of {head_dim} dimensions"),
+                "the same",
+            ));
         }
         let Some(embedding) = container.tensors.get(EMBEDDING) else {
             return Err(HubError::corrupt(&metadata.path, format!("tensor {EMBEDDING:?} is missing")));
@@ -202,7 +208,11 @@ pub(crate) fn shortest(value: f64) -> f64 {
 }
 
 pub(crate) fn unsupported(metadata: &Metadata, found: String, supported: &str) -> HubError {
-    HubError::Unsupported { place: metadata.path.display().to_string(), found, supported: supported.to_owned() }
+    HubError::Unsupported {
+        place: metadata.path.display().to_string(),
+        found,
+        supported: supported.to_owned(),
+    }
 }
 
 fn names() -> Vec<&'static str> {
@@ -219,9 +229,8 @@ mod tests {
 
     #[test]
     fn tensors_get_their_hugging_face_names() {
-        let weight = |name: &str, heads| {
-            Some(TensorName::Weight { name: name.to_owned(), interleaved_heads: heads })
-        };
+        let weight =
+            |name: &str, heads| Some(TensorName::Weight { name: name.to_owned(), interleaved_heads: heads });
         let name = |name| llama().hugging_face_name(name);
         assert_eq!(name("token_embd.weight"), weight("model.embed_tokens.weight", None));
         assert_eq!(name("output.weight"), weight("lm_head.weight", None));
@@ -233,9 +242,16 @@ mod tests {
 
     #[test]
     fn tensors_that_the_architecture_does_not_have_get_none() {
-        for name in ["", "blk.0.ffn_gate_exps.weight", "blk.x.attn_q.weight", "blk.01.attn_q.weight", "blk.0.attn_q",
-            "blk.0.attn_q_norm.weight", "token_embd.scale", "v.blk.0.attn_q.weight"]
-        {
+        for name in [
+            "",
+            "blk.0.ffn_gate_exps.weight",
+            "blk.x.attn_q.weight",
+            "blk.01.attn_q.weight",
+            "blk.0.attn_q",
+            "blk.0.attn_q_norm.weight",
+            "token_embd.scale",
+            "v.blk.0.attn_q.weight",
+        ] {
             assert_eq!(llama().hugging_face_name(name), None, "{name}");
         }
     }

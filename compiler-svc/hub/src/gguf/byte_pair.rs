@@ -32,7 +32,13 @@ struct Known {
 }
 
 const KNOWN: [Known; 7] = [
-    Known { names: &["default", "gpt-2", "gpt2"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
+    Known {
+        names: &["default", "gpt-2", "gpt2"],
+        split: Split::Gpt2,
+        nfc: false,
+        ignore_merges: false,
+        adds_bos: false,
+    },
     Known {
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
         split: Split::DigitsThenGpt2,
@@ -100,10 +106,13 @@ pub(crate) fn pipeline(vocabulary: &Vocabulary<'_>) -> Result<Pipeline, HubError
             "type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": true, "use_regex": use_regex,
         })
     };
-    let sequence = |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
+    let sequence =
+        |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
     let pre_tokenizer = match known.split {
         Split::Gpt2 => byte_level(true),
-        Split::DigitsThenGpt2 => sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true)),
+        Split::DigitsThenGpt2 => {
+            sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true))
+        }
         Split::Expression(expression) => sequence(
             json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false}),
             byte_level(false),
@@ -132,7 +141,7 @@ pub(crate) fn pipeline(vocabulary: &Vocabulary<'_>) -> Result<Pipeline, HubError
 }
 
 /// Pairs of tokens, best first.
-fn merges(vocabulary: &Vocabulary<'_>) -> Result<Vec<[&str; 2]>, HubError> {
+fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<[&'a str; 2]>, HubError> {
     let metadata = vocabulary.metadata;
     let key = "tokenizer.ggml.merges";
     let ids = vocabulary.ids();
@@ -142,10 +151,15 @@ fn merges(vocabulary: &Vocabulary<'_>) -> Result<Vec<[&str; 2]>, HubError> {
         .map(|merge| {
             // A byte is never written as a space, so the space is between the tokens.
             let pair = merge.split_once(' ').filter(|(left, right)| {
-                ids.contains_key(*left) && ids.contains_key(*right) && ids.contains_key(&[*left, *right].concat())
+                ids.contains_key(*left)
+                    && ids.contains_key(*right)
+                    && ids.contains_key(&[*left, *right].concat())
             });
             let (left, right) = pair.ok_or_else(|| {
-                HubError::corrupt(&metadata.path, format!("merge {merge:?} is not of tokens of the vocabulary"))
+                HubError::corrupt(
+                    &metadata.path,
+                    format!("merge {merge:?} is not of tokens of the vocabulary"),
+                )
             })?;
             Ok([left, right])
         })

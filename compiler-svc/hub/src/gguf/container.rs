@@ -50,7 +50,8 @@ pub(crate) struct Container {
 impl Container {
     pub(crate) fn open(path: &Path) -> Result<Self, HubError> {
         let file = ReadOnlyFile::open(path)?;
-        let mut reader = Reader { inner: BufReader::new(file.as_file()), position: 0, length: file.len(), strings: 0 };
+        let mut reader =
+            Reader { inner: BufReader::new(file.as_file()), position: 0, length: file.len(), strings: 0 };
         let (metadata, tensors) = reader.header(path)?;
         Ok(Self { file, metadata, tensors })
     }
@@ -122,7 +123,11 @@ impl<R: Read> Reader<R> {
 
     fn bytes(&mut self, count: u64) -> Result<Vec<u8>, Failure> {
         if count > self.remaining() {
-            return corrupt(format!("{count} bytes are claimed at byte {}, {} follow", self.position, self.remaining()));
+            return corrupt(format!(
+                "{count} bytes are claimed at byte {}, {} follow",
+                self.position,
+                self.remaining()
+            ));
         }
         let mut bytes = vec![0; usize::try_from(count).unwrap_or(usize::MAX)];
         self.read(&mut bytes)?;
@@ -156,7 +161,9 @@ impl<R: Read> Reader<R> {
         let (tensors, pairs) = (self.u64()?, self.u64()?);
         let remaining = self.remaining();
         if tensors > remaining / MIN_TENSOR_BYTES || pairs > remaining / MIN_PAIR_BYTES {
-            return corrupt(format!("{tensors} tensors and {pairs} metadata pairs do not fit into {remaining} bytes"));
+            return corrupt(format!(
+                "{tensors} tensors and {pairs} metadata pairs do not fit into {remaining} bytes"
+            ));
         }
         Ok((tensors, pairs))
     }
@@ -199,7 +206,10 @@ impl<R: Read> Reader<R> {
             self.strings = self.strings.saturating_add(count);
             // Every string has at least its length.
             if self.strings > MAX_STRINGS || count > self.remaining() / 8 {
-                return corrupt(format!("metadata {key:?} claims {count} strings, {} bytes follow", self.remaining()));
+                return corrupt(format!(
+                    "metadata {key:?} claims {count} strings, {} bytes follow",
+                    self.remaining()
+                ));
             }
             let strings = (0..count).map(|_| self.string()).collect::<Result<_, _>>()?;
             return Ok(Value::Strings(strings));
@@ -224,8 +234,10 @@ impl<R: Read> Reader<R> {
         }
         let data_start = self.position.next_multiple_of(alignment);
         for (name, tensor) in &mut tensors {
-            let start = tensor.offset.checked_add(data_start).filter(|_| tensor.offset.is_multiple_of(alignment));
-            let end = start.and_then(|start| start.checked_add(tensor.bytes)).filter(|&end| end <= self.length);
+            let start =
+                tensor.offset.checked_add(data_start).filter(|_| tensor.offset.is_multiple_of(alignment));
+            let end =
+                start.and_then(|start| start.checked_add(tensor.bytes)).filter(|&end| end <= self.length);
             let (Some(start), Some(_)) = (start, end) else {
                 return corrupt(format!(
                     "tensor {name:?} claims {} bytes at offset {} of the data, which starts at byte {data_start} \
@@ -235,7 +247,8 @@ impl<R: Read> Reader<R> {
             };
             tensor.offset = start;
         }
-        let mut order: Vec<(&String, &TensorInfo)> = tensors.iter().filter(|(_, tensor)| tensor.bytes > 0).collect();
+        let mut order: Vec<(&String, &TensorInfo)> =
+            tensors.iter().filter(|(_, tensor)| tensor.bytes > 0).collect();
         order.sort_by_key(|(_, tensor)| tensor.offset);
         for pair in order.windows(2) {
             if let [(first, before), (second, after)] = pair
@@ -251,7 +264,9 @@ impl<R: Read> Reader<R> {
     fn tensor(&mut self, name: &str) -> Result<TensorInfo, Failure> {
         let dimensions = self.u32()?;
         if dimensions > MAX_DIMENSIONS {
-            return corrupt(format!("tensor {name:?} has {dimensions} dimensions, at most {MAX_DIMENSIONS} are allowed"));
+            return corrupt(format!(
+                "tensor {name:?} has {dimensions} dimensions, at most {MAX_DIMENSIONS} are allowed"
+            ));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
@@ -283,9 +298,13 @@ fn alignment(values: &BTreeMap<String, Value>) -> Result<u64, Failure> {
     use super::metadata::Number::Unsigned;
     match values.get("general.alignment") {
         None => Ok(DEFAULT_ALIGNMENT),
-        Some(Value::Number(Unsigned(value))) if value.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(value) => {
+        Some(Value::Number(Unsigned(value)))
+            if value.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(value) =>
+        {
             Ok(*value)
         }
-        Some(_) => corrupt(format!("metadata \"general.alignment\" is no power of two from 8 to {MAX_ALIGNMENT}")),
+        Some(_) => {
+            corrupt(format!("metadata \"general.alignment\" is no power of two from 8 to {MAX_ALIGNMENT}"))
+        }
     }
 }

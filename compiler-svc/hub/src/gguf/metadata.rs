@@ -168,16 +168,23 @@ impl Metadata {
 
     pub(crate) fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, HubError> {
         let Some(value) = self.values.get(key) else { return Ok(None) };
-        let Value::Numbers { scalar, bytes } = value else { return Err(self.wrong(key, "an array of numbers")) };
-        let numbers = bytes.chunks_exact(scalar.bytes()).map(|bytes| scalar.decode(bytes).and_then(Number::as_u64));
-        numbers.collect::<Option<_>>().map(Some).ok_or_else(|| self.wrong(key, "an array of unsigned numbers"))
+        let Value::Numbers { scalar, bytes } = value else {
+            return Err(self.wrong(key, "an array of numbers"));
+        };
+        let numbers =
+            bytes.chunks_exact(scalar.bytes()).map(|bytes| scalar.decode(bytes).and_then(Number::as_u64));
+        numbers
+            .collect::<Option<_>>()
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, "an array of unsigned numbers"))
     }
 
     pub(crate) fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, HubError> {
         match self.values.get(key) {
             None => Ok(None),
             Some(Value::Numbers { scalar: Scalar::F32, bytes }) => {
-                let numbers: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                let numbers: Vec<f32> =
+                    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
                 if numbers.iter().any(|number| number.is_nan()) {
                     return Err(self.wrong(key, "an array of numbers: it has a NaN"));
                 }

@@ -76,7 +76,9 @@ impl BlockType {
     /// Decodes whole blocks: as many as `bytes` has, into as many elements of `out`.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            Self::F32 => blocks(bytes, out, |bytes: &[u8; 4], out: &mut [f32; 1]| *out = [f32::from_le_bytes(*bytes)]),
+            Self::F32 => {
+                blocks(bytes, out, |bytes: &[u8; 4], out: &mut [f32; 1]| *out = [f32::from_le_bytes(*bytes)])
+            }
             Self::F16 => blocks(bytes, out, |bytes: &[u8; 2], out: &mut [f32; 1]| *out = [half(bytes, 0)]),
             Self::BF16 => blocks(bytes, out, |bytes: &[u8; 2], out: &mut [f32; 1]| {
                 *out = [bf16::from_le_bytes(*bytes).to_f32()];

@@ -93,11 +93,13 @@ fn llama3_factor(factors: &[f64], theta: f64) -> Option<f64> {
     let expected = (0..factors.len()).map(|index| {
         let wavelength = std::f64::consts::TAU * theta.powf(index as f64 / pairs);
         let turns = context / wavelength;
-        let blend = (turns - LLAMA3_LOW_FREQUENCY_FACTOR) / (LLAMA3_HIGH_FREQUENCY_FACTOR - LLAMA3_LOW_FREQUENCY_FACTOR);
+        let blend = (turns - LLAMA3_LOW_FREQUENCY_FACTOR)
+            / (LLAMA3_HIGH_FREQUENCY_FACTOR - LLAMA3_LOW_FREQUENCY_FACTOR);
         let blend = blend.clamp(0.0, 1.0);
         1.0 / ((1.0 - blend) / factor + blend)
     });
-    let matches = factors.iter().zip(expected).all(|(found, expected)| (found / expected - 1.0).abs() < TOLERANCE);
+    let matches =
+        factors.iter().zip(expected).all(|(found, expected)| (found / expected - 1.0).abs() < TOLERANCE);
     matches.then(|| shortest(factor))
 }
 

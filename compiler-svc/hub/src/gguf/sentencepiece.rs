@@ -105,6 +105,8 @@ fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<[&'a str; 2]>, HubError
         merges.extend(splits.into_iter().map(|(_, _, merge)| merge));
     }
     // Stable: of equals, the earlier token's merge is better.
-    merges.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths)));
+    merges.sort_by(|a, b| {
+        b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths))
+    });
     Ok(merges.into_iter().map(|merge| merge.pair).collect())
 }

@@ -55,7 +55,10 @@ impl<'a> Vocabulary<'a> {
         let key = "tokenizer.ggml.tokens";
         let tokens = metadata.required(key, metadata.strings(key)?)?;
         if tokens.is_empty() || tokens.len() > MAX_TOKENS {
-            return Err(HubError::corrupt(&metadata.path, format!("a vocabulary of {} tokens", tokens.len())));
+            return Err(HubError::corrupt(
+                &metadata.path,
+                format!("a vocabulary of {} tokens", tokens.len()),
+            ));
         }
         let key = "tokenizer.ggml.token_type";
         let types = match metadata.u64s(key)? {
@@ -65,7 +68,9 @@ impl<'a> Vocabulary<'a> {
                 .map(TokenType::from_id)
                 .collect::<Option<Vec<_>>>()
                 .filter(|types| types.len() == tokens.len())
-                .ok_or_else(|| HubError::corrupt(&metadata.path, format!("metadata {key:?} does not fit the tokens")))?,
+                .ok_or_else(|| {
+                    HubError::corrupt(&metadata.path, format!("metadata {key:?} does not fit the tokens"))
+                })?,
         };
         Ok(Self { metadata, tokens, types })
     }
@@ -78,7 +83,8 @@ impl<'a> Vocabulary<'a> {
         match token {
             Some(token) => Ok(Some((id, token))),
             None => {
-                let what = format!("metadata {key:?} is {id}, the vocabulary has {} tokens", self.tokens.len());
+                let what =
+                    format!("metadata {key:?} is {id}, the vocabulary has {} tokens", self.tokens.len());
                 Err(HubError::corrupt(&self.metadata.path, what))
             }
         }
@@ -208,10 +214,11 @@ fn post_processor(bos: Option<(u64, &str)>, eos: Option<(u64, &str)>) -> Value {
         .flatten()
         .map(|(id, token)| (token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]})))
         .collect();
+    let pair = [around("A", 0), around("B", 1)].concat();
     json!({
         "type": "TemplateProcessing",
         "single": around("A", 0),
-        "pair": [around("A", 0), around("B", 1)].concat(),
+        "pair": pair,
         "special_tokens": specials,
     })
 }
@@ -231,7 +238,8 @@ fn generation_config(vocabulary: &Vocabulary<'_>) -> Result<Value, HubError> {
         _ => json!(ends),
     };
     let mut config = Map::new();
-    for (name, value) in [("bos_token_id", json!(id("bos")?)), ("eos_token_id", eos), ("pad_token_id", json!(id("padding")?))]
+    for (name, value) in
+        [("bos_token_id", json!(id("bos")?)), ("eos_token_id", eos), ("pad_token_id", json!(id("padding")?))]
     {
         if !value.is_null() {
             config.insert(name.to_owned(), value);

@@ -69,7 +69,8 @@ impl GgufWeights {
 
     /// Decodes `out.len()` elements from element `first` on.
     fn decode(&self, name: &str, info: &TensorInfo, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
-        read_elements(&self.file, info.kind, info.offset, first, out).map_err(unreadable(name, self.file.path()))
+        read_elements(&self.file, info.kind, info.offset, first, out)
+            .map_err(unreadable(name, self.file.path()))
     }
 }
 
@@ -125,7 +126,8 @@ fn read_elements(
     file.for_each_chunk(offset + first_block * bytes, block_count * bytes, kind.bytes(), |chunk| {
         let mut chunk = chunk;
         while !chunk.is_empty() {
-            let whole = if skip == 0 { (rest.len() / partial.len()).min(chunk.len() / kind.bytes()) } else { 0 };
+            let whole =
+                if skip == 0 { (rest.len() / partial.len()).min(chunk.len() / kind.bytes()) } else { 0 };
             if whole > 0 {
                 let (blocks, after) = chunk.split_at(whole * kind.bytes());
                 let (now, later) = std::mem::take(&mut rest).split_at_mut(whole * partial.len());

@@ -136,7 +136,7 @@ fn values_nested_as_deep_as_the_budget_allows_do_not_overflow_the_stack() {
         "{{ ns.l | string }}",
     ] {
         // Whether it is rendered or refused, the process lives.
-        let _ = render(&(nested(40_000) + last));
+        let _ = render(&(nested(80_000) + last));
         assert!(matches!(render(&(nested(400_000) + last)), Err(TextError::TemplateBudget)), "{last}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::isa::{Isa, Kernel};
 use crate::math;
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::Simd;
 
 /// A function of one number; implementors mark `apply` `#[inline(always)]`.
 pub(crate) trait Unary: Copy {
@@ -92,15 +92,6 @@ unsafe fn zip<S: Simd, F: Binary>(s: S, f: F, a: *const f32, b: *const f32, out:
             }
         }
     }
-}
-
-/// The function of one number through the vector form, for values that come singly.
-#[inline(always)]
-pub(crate) fn apply_scalar<S: Simd, F: Binary>(s: S, f: F, a: f32, b: f32) -> f32 {
-    let mut lanes = [0.0; MAX_LANES];
-    // SAFETY: the array holds a vector of any instruction set.
-    unsafe { s.store(lanes.as_mut_ptr(), f.apply(s, s.splat(a), s.splat(b))) }
-    lanes[0]
 }
 
 macro_rules! unary {

@@ -84,14 +84,6 @@ struct Problem<'a> {
     k: usize,
 }
 
-/// How the rows of activations are cut up.
-struct Blocks {
-    /// Rows of a block, whole tiles.
-    rows: usize,
-    /// Length of a packed tile.
-    tile_len: usize,
-}
-
 impl Problem<'_> {
     fn run<E: Engine>(&self, pool: &ThreadPool, scratch: &mut Scratch, engine: E) {
         let tile_rows = engine.tile_rows();
@@ -100,12 +92,12 @@ impl Problem<'_> {
         // Blocks of one size: a short last one would leave workers idle.
         let tiles = self.m.div_ceil(tile_rows);
         let blocks = tiles.div_ceil(whole(BLOCK_BYTES));
-        let block = Blocks { rows: tiles.div_ceil(blocks) * tile_rows, tile_len };
-        let at_once = (whole(PACKED_BYTES) * tile_rows / block.rows).max(1) * block.rows;
+        let block_rows = tiles.div_ceil(blocks) * tile_rows;
+        let at_once = (whole(PACKED_BYTES) * tile_rows / block_rows).max(1) * block_rows;
 
         let panel_len = engine.panel_len(self.k);
         // Of a gated product, the second half is kept until the first is there.
-        let up_len = block.rows * engine.panel_rows();
+        let up_len = block_rows * engine.panel_rows();
         let packed_len = self.m.min(at_once).div_ceil(tile_rows) * tile_len;
         let (packed, workers) = scratch.split(packed_len, pool.threads(), panel_len + up_len);
         for start in (0..self.m).step_by(at_once) {
@@ -113,15 +105,15 @@ impl Problem<'_> {
             self.pack(pool, engine, rows.clone(), tile_len, packed);
             let packed = &*packed;
             let panels: usize = self.products.iter().map(|p| p.weight.rows.div_ceil(engine.panel_rows())).sum();
-            let queue = Queue::new(panels * rows.len().div_ceil(block.rows), 1, pool.threads());
+            let queue = Queue::new(panels * rows.len().div_ceil(block_rows), 1, pool.threads());
             pool.run(&|worker| {
                 let entered = engine.enter();
                 // SAFETY: each worker asks once for its own part.
                 let (panel, up) = unsafe { workers.of(worker) }.split_at_mut(panel_len);
                 while let Some(items) = queue.take() {
                     for item in items {
-                        let first = rows.start + item / panels * block.rows;
-                        let tokens = first..(first + block.rows).min(rows.end);
+                        let first = rows.start + item / panels * block_rows;
+                        let tokens = first..(first + block_rows).min(rows.end);
                         let tiles = &packed[(first - rows.start) / tile_rows * tile_len..];
                         // SAFETY: the queue hands out every panel of every block once.
                         unsafe { self.item(pool.isa(), engine, item % panels, tokens, tiles, panel, up) }

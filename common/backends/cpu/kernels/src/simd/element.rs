@@ -6,9 +6,6 @@ use super::Simd;
 
 /// A number that loads into a vector of `f32` and is stored from one.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
-    /// Zero.
-    const ZERO: Self;
-
     /// # Safety
     /// `S::LANES` elements at `from` are readable.
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::F32;
@@ -23,10 +20,8 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
 }
 
 macro_rules! element {
-    ($type:ty, $zero:expr, $load:ident, $load_partial:ident, $store:ident) => {
+    ($type:ty, $load:ident, $load_partial:ident, $store:ident) => {
         impl Element for $type {
-            const ZERO: Self = $zero;
-
             #[inline(always)]
             unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::F32 {
                 // SAFETY: the caller's promise is the same.
@@ -48,6 +43,6 @@ macro_rules! element {
     };
 }
 
-element!(f32, 0.0, load, load_partial, store);
-element!(f16, f16::ZERO, load_f16, load_f16_partial, store_f16);
-element!(bf16, bf16::ZERO, load_bf16, load_bf16_partial, store_bf16);
+element!(f32, load, load_partial, store);
+element!(f16, load_f16, load_f16_partial, store_f16);
+element!(bf16, load_bf16, load_bf16_partial, store_bf16);
