@@ -3,7 +3,7 @@
 //! Machines differ and are noisy, so a number by itself says little: both sides take turns, and the ratio of each
 //! turn is what counts.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -155,7 +155,7 @@ async fn cpu(args: CpuArgs) -> anyhow::Result<()> {
         common_tokens: ours.first().zip(theirs.first()).map(|(ours, theirs)| {
             ours.tokens.iter().zip(&theirs.tokens).take_while(|(ours, theirs)| ours == theirs).count()
         }),
-        peer: peer.map(|peer| peer.description),
+        peer: peer.as_ref().map(|peer| peer.description.clone()),
     };
     if args.json { output::print_json(&report) } else { show(&report) }
 }

@@ -75,7 +75,7 @@ fn examine() -> Report {
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         memory_bytes: memory_bytes(),
         cpu_features: cpu_features(),
-        cpu_path: roundhouse_backend_cpu::kernel_path().to_owned(),
+        cpu_path: roundhouse_cpu_kernels::Isa::detect().name().to_owned(),
         nvidia_driver,
         python: version_of("python3"),
         model_families: FAMILIES.iter().map(|family| family.architecture).collect(),

@@ -110,9 +110,6 @@ pub enum CompileError {
     /// It was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// A fault of the compiler.
-    #[error("the build ended abnormally: {0}")]
-    Panicked(String),
 }
 
 /// Everything that compilations share.
@@ -157,7 +154,7 @@ impl Pipeline {
         &self.store
     }
 
-    /// Compiles, or finds the engine that an equal request made.
+    /// Compiles, or finds the engine that an equal request made. Blocks its thread while it lowers and builds.
     ///
     /// # Errors
     /// [`CompileError`]. Nothing is left half written: a manifest appears in the store only with everything it names,
@@ -171,11 +168,7 @@ impl Pipeline {
         operation.log(format!("checkpoint {} ({})", request.model, checkpoint.digest));
 
         operation.report(Stage::Lower, 0, None);
-        let checkpoint = Arc::new(checkpoint);
-        let lowered = {
-            let (checkpoint, builder, request) = (Arc::clone(&checkpoint), Arc::clone(&builder), request.clone());
-            blocking(move || lower(&checkpoint, &*builder, &request)).await?
-        };
+        let lowered = lower(&checkpoint, &*builder, request)?;
         lowered.manifest.passes.iter().for_each(|report| operation.pass(convert::pass_report(report)));
         if !lowered.ignored_fields.is_empty() {
             operation.log(format!("fields of config.json without a meaning: {}", lowered.ignored_fields.join(", ")));
@@ -194,7 +187,7 @@ impl Pipeline {
             operation.log(format!("engine {key} is in the store already"));
             return Ok(Compiled { manifest, reused: true });
         }
-        let published = unless_cancelled(operation, self.build(&checkpoint, builder, lowered, operation)).await?;
+        let published = unless_cancelled(operation, self.build(&checkpoint, &*builder, lowered, operation)).await?;
         operation.log(format!("engine {key} published after {:.2?}", started.elapsed()));
         let reused = !published.is_created() && !request.force;
         Ok(Compiled { manifest: published.into_manifest(), reused })
@@ -232,8 +225,8 @@ impl Pipeline {
 
     async fn build(
         &self,
-        checkpoint: &Arc<Checkpoint>,
-        builder: Arc<dyn Builder>,
+        checkpoint: &Checkpoint,
+        builder: &dyn Builder,
         lowered: Lowered,
         operation: &Arc<Operation>,
     ) -> Result<Published, CompileError> {
@@ -242,23 +235,14 @@ impl Pipeline {
         // Removed when dropped, however this ends.
         let directory = tempfile::Builder::new().prefix("build-").tempdir_in(&self.build_dir).map_err(io)?;
         operation.report(Stage::Build, 0, None);
-        let (files, manifest, directory) = {
-            let (checkpoint, operation) = (Arc::clone(checkpoint), Arc::clone(operation));
-            blocking(move || {
-                let progress = OperationProgress::new(operation);
-                let options = &lowered.manifest.options;
-                let built = builder.build(&lowered.graph, options, &*checkpoint, directory.path(), &progress)?;
-                let mut files: Vec<(String, PathBuf)> = built.into_iter().map(|file| (file.name, file.path)).collect();
-                write_metadata(&checkpoint, &lowered.source_graph, directory.path(), &mut files)?;
-                Ok((files, lowered.manifest, directory))
-            })
-            .await?
-        };
+        let progress = OperationProgress::new(Arc::clone(operation));
+        let options = &lowered.manifest.options;
+        let built = builder.build(&lowered.graph, options, checkpoint, directory.path(), &progress)?;
+        let mut files: Vec<(String, PathBuf)> = built.into_iter().map(|file| (file.name, file.path)).collect();
+        write_metadata(checkpoint, &lowered.source_graph, directory.path(), &mut files)?;
         operation.report(Stage::Upload, 0, None);
         let progress = UploadProgress::new(Arc::clone(operation));
-        let published = self.store.publish(manifest, &files, &progress).await?;
-        drop(directory);
-        Ok(published)
+        Ok(self.store.publish(lowered.manifest, &files, &progress).await?)
     }
 }
 
@@ -377,14 +361,5 @@ where
     tokio::select! {
         result = work => Ok(result?),
         () = operation.cancellation().cancelled() => Err(CompileError::Cancelled),
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CompileError> + Send + 'static,
-) -> Result<T, CompileError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(CompileError::Panicked(error.to_string())),
     }
 }

@@ -7,7 +7,13 @@
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 mod packages {
-    #![expect(missing_docs, unreachable_pub, clippy::all, reason = "generated from the documented protos")]
+    #![expect(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated from the documented protos"
+    )]
     include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 }
 

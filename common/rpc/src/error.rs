@@ -66,6 +66,12 @@ pub mod reason {
 /// A failure on its way to becoming a [`Status`].
 #[derive(Debug, Clone)]
 pub struct Failure {
+    /// Boxed, because every result on the way carries its size.
+    parts: Box<Parts>,
+}
+
+#[derive(Debug, Clone)]
+struct Parts {
     code: Code,
     reason: &'static str,
     message: String,
@@ -77,47 +83,50 @@ pub struct Failure {
 impl Failure {
     /// A failure of this code with an `ErrorInfo` of this reason.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), metadata: HashMap::new(), field: None, retry_after: None }
+        let message = message.into();
+        let parts = Parts { code, reason, message, metadata: HashMap::new(), field: None, retry_after: None };
+        Self { parts: Box::new(parts) }
     }
 
     /// INVALID_ARGUMENT with a `BadRequest` violation of `field`.
     pub fn invalid_field(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: Some(field.into()), ..Self::new(Code::InvalidArgument, reason::INVALID_FIELD, message) }
+        Self::new(Code::InvalidArgument, reason::INVALID_FIELD, message).at_field(field)
     }
 
     /// Adds a key and value to `ErrorInfo.metadata`.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
-        self.metadata.insert(key.to_owned(), value.to_string());
+        self.parts.metadata.insert(key.to_owned(), value.to_string());
         self
     }
 
     /// Names the field at fault, in a `BadRequest` violation.
     #[must_use]
     pub fn at_field(mut self, field: impl Into<String>) -> Self {
-        self.field = Some(field.into());
+        self.parts.field = Some(field.into());
         self
     }
 
     /// Adds a `RetryInfo`.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
-        self.retry_after = Some(delay);
+        self.parts.retry_after = Some(delay);
         self
     }
 }
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
+        let Parts { code, reason, message, metadata, field, retry_after } = *failure.parts;
         let mut details = ErrorDetails::new();
-        details.set_error_info(failure.reason, ERROR_DOMAIN, failure.metadata);
-        if let Some(field) = failure.field {
-            details.add_bad_request_violation(field, failure.message.clone());
+        details.set_error_info(reason, ERROR_DOMAIN, metadata);
+        if let Some(field) = field {
+            details.add_bad_request_violation(field, message.clone());
         }
-        if let Some(delay) = failure.retry_after {
+        if let Some(delay) = retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(failure.code, failure.message, details)
+        Self::with_error_details(code, message, details)
     }
 }
 

@@ -104,8 +104,16 @@ pub(crate) async fn off_runtime<T: Send + 'static>(
     while let Some((done, total)) = receiver.recv().await {
         progress.bytes(stage, done, total)?;
     }
-    work.await.map_err(|error| HubError::Io {
-        path: "worker thread".into(),
-        source: std::io::Error::other(error),
-    })?
+    work.await.map_err(thread_failed)?
+}
+
+/// Runs short blocking work off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HubError> {
+    tokio::task::spawn_blocking(work).await.map_err(thread_failed)
+}
+
+fn thread_failed(error: tokio::task::JoinError) -> HubError {
+    HubError::Io { path: "worker thread".into(), source: std::io::Error::other(error) }
 }

@@ -9,14 +9,18 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::HubError;
 use crate::directory;
 use crate::hub_http::is_commit;
 use crate::layout::{self, Layout, WeightFiles};
 
+/// Tells temporary files of this process apart.
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
 /// One model in the cache.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ModelCache {
     folder: PathBuf,
     locks: PathBuf,
@@ -103,7 +107,8 @@ fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()
     let parent = path.parent().unwrap_or(path);
     std::fs::create_dir_all(parent).map_err(HubError::io(parent))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = parent.join(format!(".{name}.{}", std::process::id()));
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let temporary = parent.join(format!(".{name}.{}.{number}", std::process::id()));
     // Left behind by a process that had this one's id.
     let _ = std::fs::remove_file(&temporary);
     let written = write(&temporary).and_then(|()| std::fs::rename(&temporary, path));

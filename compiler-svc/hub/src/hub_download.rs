@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use futures::{StreamExt, TryStreamExt};
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 
+use crate::checkpoints::{blocking, off_runtime};
 use crate::digest::{self, FileDigests};
 use crate::hub_cache::{Completeness, ModelCache};
 use crate::hub_http::{HubHttp, RemoteFile, Revision, describe, is_commit};
 use crate::layout::{self, Layout, WeightFiles};
 use crate::lock::FileLock;
 use crate::progress::{FetchProgress, FetchStage};
-use crate::transfer::{FILES_AT_ONCE, Transfer};
+use crate::transfer::{FILES_AT_ONCE, Transfer, at_once};
 use crate::{HubConfig, HubError, directory};
 
 /// What a model is at when no revision is asked for.
@@ -57,24 +57,27 @@ pub(crate) async fn fetch(
         false => cache.resolved(revision),
     };
     let cached = |completeness| {
-        let commit = last_known.clone()?;
-        Some(Snapshot { directory: cache.cached(&commit, completeness)?, commit })
+        let (cache, commit) = (cache.clone(), last_known.clone());
+        blocking(move || {
+            let commit = commit?;
+            Some(Snapshot { directory: cache.cached(&commit, completeness)?, commit })
+        })
     };
     if config.offline {
-        return cached(Completeness::Usable).ok_or_else(|| HubError::Offline {
+        return cached(Completeness::Usable).await?.ok_or_else(|| HubError::Offline {
             model: id.to_owned(),
             what: format!("a complete snapshot of revision {revision:?}"),
         });
     }
     if is_commit(revision)
-        && let Some(snapshot) = cached(Completeness::Whole)
+        && let Some(snapshot) = cached(Completeness::Whole).await?
     {
         return Ok(snapshot);
     }
     let http = HubHttp::new(config)?;
     let found = match http.revision(id, revision).await {
         Err(error @ HubError::Network { .. }) => {
-            let Some(snapshot) = cached(Completeness::Usable) else { return Err(error) };
+            let Some(snapshot) = cached(Completeness::Usable).await? else { return Err(error) };
             progress.log(&format!("{error}: using the cached commit {}", snapshot.commit));
             return Ok(snapshot);
         }
@@ -108,7 +111,10 @@ impl Download<'_> {
                 first.insert(layout::WEIGHTS_INDEX.to_owned());
                 self.files(&first).await?;
                 first.clear();
-                Some(directory::read_index(&self.cache.snapshot(self.commit))?)
+                {
+                    let snapshot = self.cache.snapshot(self.commit);
+                    Some(blocking(move || directory::read_index(&snapshot)).await??)
+                }
             }
         };
         first.extend(Layout::weight_files(index.as_ref()));
@@ -119,17 +125,11 @@ impl Download<'_> {
     }
 
     async fn files(&self, names: &BTreeSet<String>) -> Result<(), HubError> {
-        let remote: Vec<(&String, RemoteFile)> = futures::stream::iter(names)
-            .map(|name| async move { Ok::<_, HubError>((name, self.http.describe(self.id, self.commit, name).await?)) })
-            .buffered(FILES_AT_ONCE)
-            .try_collect::<Vec<_>>()
-            .await?;
-        self.transfer.expect(remote.iter().map(|(_, file)| file.size).sum());
-        futures::stream::iter(remote)
-            .map(|(name, file)| async move { self.file(name, &file).await })
-            .buffer_unordered(FILES_AT_ONCE)
-            .try_collect()
-            .await
+        let describe = |name| self.http.describe(self.id, self.commit, name);
+        let remote: Vec<RemoteFile> = at_once(FILES_AT_ONCE, names.iter().map(|name| describe(name))).await?;
+        self.transfer.expect(remote.iter().map(|file| file.size).sum());
+        at_once(FILES_AT_ONCE, names.iter().zip(&remote).map(|(name, file)| self.file(name, file))).await?;
+        Ok(())
     }
 
     async fn file(&self, name: &str, remote: &RemoteFile) -> Result<(), HubError> {
@@ -234,16 +234,15 @@ impl Download<'_> {
             return Ok(());
         }
         let (digests, path) = (self.digests.clone(), partial.to_owned());
-        let sha256 =
-            crate::checkpoints::off_runtime(FetchStage::Hash, self.transfer.progress, move |hashed| {
-                let mut done = 0;
-                let total = path.metadata().map_err(HubError::io(&path))?.len();
-                digests.of_file(&path, &mut |bytes| {
-                    done += bytes;
-                    hashed(done, total)
-                })
+        let sha256 = off_runtime(FetchStage::Hash, self.transfer.progress, move |hashed| {
+            let mut done = 0;
+            let total = path.metadata().map_err(HubError::io(&path))?.len();
+            digests.of_file(&path, &mut |bytes| {
+                done += bytes;
+                hashed(done, total)
             })
-            .await?;
+        })
+        .await?;
         if sha256 == remote.etag {
             return Ok(());
         }

@@ -23,6 +23,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRIES: u32 = 3;
 /// No server may make us wait longer than that.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The answer about a revision lists its files, and some models have thousands.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// A renamed model is behind one.
 const MAX_REDIRECTS: usize = 5;
 
@@ -123,7 +125,9 @@ impl HubHttp {
         let url = self.url(&parts);
         let response = self.send(&url, || self.request(&self.following, Method::GET, &url)).await?;
         let response = self.accept(response, id, revision, None)?;
-        let info: ModelInfo = response.json().await.map_err(|error| unexpected(&url, describe(&error)))?;
+        let body = limited_body(response, &url).await?;
+        let info: ModelInfo =
+            serde_json::from_slice(&body).map_err(|error| unexpected(&url, error.to_string()))?;
         if !is_commit(&info.sha) {
             return Err(unexpected(&url, format!("{:?} is no commit", info.sha)));
         }
@@ -189,7 +193,7 @@ impl HubHttp {
             let result = request().send().await;
             let wait = match &result {
                 Ok(response) if !may_pass(response.status()) => {
-                    return Ok(result.map_err(|error| network(url, &error))?);
+                    return result.map_err(|error| network(url, &error));
                 }
                 Ok(response) => retry_after(response.headers()),
                 Err(_) => None,
@@ -246,6 +250,18 @@ impl HubHttp {
         let who = if self.token.is_some() { "this token" } else { "everybody" };
         HubError::AccessDenied { model: id.to_owned(), who, action }
     }
+}
+
+/// The whole of an answer that should be small.
+async fn limited_body(mut response: Response, url: &Url) -> Result<Vec<u8>, HubError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| network(url, &error))? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(unexpected(url, format!("the answer is longer than {MAX_ANSWER_BYTES} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

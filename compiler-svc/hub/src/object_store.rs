@@ -5,17 +5,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
 
+use crate::checkpoints::blocking;
 use crate::layout::{self, Layout, WeightFiles};
 use crate::lock::FileLock;
 use crate::progress::FetchProgress;
-use crate::transfer::{FILES_AT_ONCE, Transfer};
+use crate::transfer::{FILES_AT_ONCE, Transfer, at_once};
 use crate::{HubConfig, HubError, digest, directory};
 
 /// Bytes of one request.
@@ -135,15 +135,10 @@ impl Fetch<'_> {
         path: &ObjectPath,
         names: impl IntoIterator<Item = String>,
     ) -> Result<Vec<(String, ObjectMeta)>, HubError> {
-        let found: Vec<Option<(String, ObjectMeta)>> = futures::stream::iter(names)
-            .map(|name| async move {
-                let meta = self.describe(&path.clone().join(name.as_str())).await?;
-                Ok::<_, HubError>(meta.map(|meta| (name, meta)))
-            })
-            .buffered(RANGES_AT_ONCE)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
+        let names: Vec<(String, ObjectPath)> =
+            names.into_iter().map(|name| (name.clone(), path.clone().join(name))).collect();
+        let found = at_once(RANGES_AT_ONCE, names.iter().map(|(_, path)| self.describe(path))).await?;
+        Ok(names.into_iter().zip(found).filter_map(|((name, _), meta)| Some((name, meta?))).collect())
     }
 
     async fn directory(&self, path: &ObjectPath) -> Result<(), HubError> {
@@ -163,7 +158,9 @@ impl Fetch<'_> {
         };
         self.files(found.into_iter().filter(|(name, _)| wanted.contains(name)).collect()).await?;
         if let Some(path) = weights {
-            let shards = Layout::weight_files(Some(&directory::read_index(&self.folder)?));
+            let folder = self.folder.clone();
+            let index = blocking(move || directory::read_index(&folder)).await??;
+            let shards = Layout::weight_files(Some(&index));
             let found = self.describe_all(path, shards.iter().cloned()).await?;
             if let Some(missing) = shards.iter().find(|shard| found.iter().all(|(name, _)| name != *shard)) {
                 return Err(HubError::MissingFile { place: self.url.to_string(), file: missing.clone() });
@@ -187,11 +184,8 @@ impl Fetch<'_> {
 
     async fn files(&self, files: Vec<(String, ObjectMeta)>) -> Result<(), HubError> {
         self.transfer.expect(files.iter().map(|(_, meta)| meta.size).sum());
-        futures::stream::iter(files)
-            .map(|(name, meta)| async move { self.file(&name, &meta).await })
-            .buffer_unordered(FILES_AT_ONCE)
-            .try_collect()
-            .await
+        at_once(FILES_AT_ONCE, files.iter().map(|(name, meta)| self.file(name, meta))).await?;
+        Ok(())
     }
 
     async fn file(&self, name: &str, meta: &ObjectMeta) -> Result<(), HubError> {
@@ -205,17 +199,13 @@ impl Fetch<'_> {
         let file = std::fs::File::create(&partial).map_err(HubError::io(&partial))?;
         let file = Arc::new(file);
         let starts = (0..meta.size.div_ceil(RANGE_BYTES)).map(|index| index * RANGE_BYTES);
-        futures::stream::iter(starts)
-            .map(|start| self.range(&file, &partial, meta, start))
-            .buffer_unordered(RANGES_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        let (file, from, to) = (Arc::clone(&file), partial.clone(), path.clone());
-        let finished = tokio::task::spawn_blocking(move || {
+        at_once(RANGES_AT_ONCE, starts.map(|start| self.range(&file, &partial, meta, start))).await?;
+        let (from, to) = (partial.clone(), path.clone());
+        let finished = blocking(move || {
             file.sync_data()?;
             std::fs::rename(from, to)
         });
-        finished.await.map_err(std::io::Error::other).flatten().map_err(HubError::io(&path))?;
+        finished.await?.map_err(HubError::io(&path))?;
         stamp.write(&path)
     }
 
@@ -239,8 +229,10 @@ impl Fetch<'_> {
             return Err(HubError::UnexpectedAnswer { url: self.url.to_string(), what });
         }
         let (file, count) = (Arc::clone(file), bytes.len() as u64);
-        let written = tokio::task::spawn_blocking(move || file.write_all_at(&bytes, start));
-        written.await.map_err(std::io::Error::other).flatten().map_err(HubError::io(partial))?;
+        blocking(move || file.write_all_at(&bytes, start)).await?.map_err(HubError::io(partial))?;
         self.transfer.advance(count)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,12 +127,15 @@ impl SafetensorsFile {
         decode: impl Fn([u8; WIDTH]) -> f32,
     ) -> Result<(), WeightError> {
         let width = WIDTH as u64;
-        let mut out = out.iter_mut();
+        let mut rest = out;
         self.file
             .for_each_chunk(tensor.offset + first * width, count * width, WIDTH, |chunk| {
-                for (value, bytes) in out.by_ref().zip(chunk.as_chunks().0) {
+                let elements = chunk.as_chunks().0;
+                let (now, later) = std::mem::take(&mut rest).split_at_mut(elements.len());
+                for (value, bytes) in now.iter_mut().zip(elements) {
                     *value = decode(*bytes);
                 }
+                rest = later;
             })
             .map_err(unreadable(name, self.file.path()))
     }

@@ -7,7 +7,7 @@ use url::Url;
 use crate::HubError;
 
 /// Schemes of object stores.
-const SCHEMES: [&str; 10] = ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"];
+const SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "https"];
 /// The hub's own bound on an id.
 const MAX_ID_LENGTH: usize = 96;
 

@@ -2,11 +2,26 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::{StreamExt, TryStreamExt};
+
 use crate::HubError;
 use crate::progress::{FetchProgress, FetchStage};
 
 /// Files downloaded at once.
 pub(crate) const FILES_AT_ONCE: usize = 4;
+
+/// Runs at most `limit` of the futures at once, until all are done or one fails. Results are in the futures' order.
+pub(crate) async fn at_once<T, F>(
+    limit: usize,
+    futures: impl IntoIterator<Item = F>,
+) -> Result<Vec<T>, HubError>
+where
+    F: Future<Output = Result<T, HubError>>,
+{
+    // Collected: a stream over the iterator would have its borrows in its type, and be no `Send` future.
+    let futures: Vec<F> = futures.into_iter().collect();
+    futures::stream::iter(futures).buffered(limit).try_collect().await
+}
 
 /// Counts the bytes of one fetch.
 pub(crate) struct Transfer<'a> {

@@ -1,7 +1,6 @@
 //! The queue: which operations there are, and how many run at a time.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -60,16 +59,17 @@ impl JobQueue {
         }
     }
 
-    /// Starts an operation, or finds the unfinished one of the same `identity`. `work` runs when a slot is free; the
-    /// operation ends with its result, or as cancelled if it is cancelled before.
+    /// Starts an operation, or finds the unfinished one of the same `identity`. `work` runs when a slot is free, on a
+    /// thread where it may block; the operation ends with its result, or as cancelled if it is cancelled before.
     ///
     /// # Errors
     /// [`QueueFull`].
-    pub fn submit<Work, Running>(&self, identity: String, model: String, work: Work) -> Result<Submitted, QueueFull>
-    where
-        Work: FnOnce(Arc<Operation>) -> Running + Send + 'static,
-        Running: Future<Output = Result<CompileEngineResponse, rpc::Status>> + Send + 'static,
-    {
+    pub fn submit(
+        &self,
+        identity: String,
+        model: String,
+        work: impl FnOnce(&Arc<Operation>) -> Result<CompileEngineResponse, rpc::Status> + Send + 'static,
+    ) -> Result<Submitted, QueueFull> {
         let mut operations = self.operations.lock();
         let unfinished = operations.iter().filter(|listed| !listed.operation.is_done());
         if let Some(same) = unfinished.clone().find(|listed| listed.identity == identity) {
@@ -86,11 +86,11 @@ impl JobQueue {
         Ok(Submitted { operation, shared: false })
     }
 
-    fn start<Work, Running>(&self, operation: Arc<Operation>, work: Work)
-    where
-        Work: FnOnce(Arc<Operation>) -> Running + Send + 'static,
-        Running: Future<Output = Result<CompileEngineResponse, rpc::Status>> + Send + 'static,
-    {
+    fn start(
+        &self,
+        operation: Arc<Operation>,
+        work: impl FnOnce(&Arc<Operation>) -> Result<CompileEngineResponse, rpc::Status> + Send + 'static,
+    ) {
         let slots = Arc::clone(&self.slots);
         tokio::spawn(async move {
             let cancelled = operation.cancellation().clone();
@@ -99,16 +99,18 @@ impl JobQueue {
                 () = cancelled.cancelled() => None,
             };
             let result = match slot {
-                // The work runs in a task of its own, so that a panic in it ends the operation instead of leaving it
-                // unfinished for ever.
-                Some(_slot) => match tokio::spawn(work(Arc::clone(&operation))).await {
-                    Ok(result) => result,
-                    Err(error) => Err(rpc::Status {
-                        code: tonic::Code::Internal.into(),
-                        message: format!("the compilation ended abnormally: {error}"),
-                        details: Vec::new(),
-                    }),
-                },
+                Some(_slot) => {
+                    let working = Arc::clone(&operation);
+                    // A panic in the work ends the operation instead of leaving it unfinished for ever.
+                    match tokio::task::spawn_blocking(move || work(&working)).await {
+                        Ok(result) => result,
+                        Err(error) => Err(rpc::Status {
+                            code: tonic::Code::Internal.into(),
+                            message: format!("the compilation ended abnormally: {error}"),
+                            details: Vec::new(),
+                        }),
+                    }
+                }
                 None => Err(cancelled_status()),
             };
             operation.end(result);
@@ -168,17 +170,17 @@ mod tests {
         let queue = JobQueue::new(1, 4);
         let (release, gate) = tokio::sync::oneshot::channel::<()>();
         let first = queue
-            .submit("a".to_owned(), "m".to_owned(), |_| async move {
-                gate.await.unwrap();
+            .submit("a".to_owned(), "m".to_owned(), |_| {
+                gate.blocking_recv().unwrap();
                 response()
             })
             .unwrap();
-        let second = queue.submit("a".to_owned(), "m".to_owned(), |_| async { response() }).unwrap();
+        let second = queue.submit("a".to_owned(), "m".to_owned(), |_| response()).unwrap();
         assert!(!first.shared && second.shared);
         assert!(Arc::ptr_eq(&first.operation, &second.operation));
         release.send(()).unwrap();
         first.operation.wait().await;
-        let third = queue.submit("a".to_owned(), "m".to_owned(), |_| async { response() }).unwrap();
+        let third = queue.submit("a".to_owned(), "m".to_owned(), |_| response()).unwrap();
         assert!(!third.shared);
         third.operation.wait().await;
         assert_eq!(third.operation.snapshot().ended.unwrap().1.unwrap().compile_ms, 7);
@@ -189,19 +191,15 @@ mod tests {
         let queue = JobQueue::new(1, 1);
         let (release, gate) = tokio::sync::oneshot::channel::<()>();
         let running = queue
-            .submit("a".to_owned(), "m".to_owned(), |_| async move {
-                gate.await.unwrap();
+            .submit("a".to_owned(), "m".to_owned(), |_| {
+                gate.blocking_recv().unwrap();
                 response()
             })
             .unwrap();
         let waiting = queue
-            .submit("b".to_owned(), "m".to_owned(), |_| async {
-                let nobody: Result<CompileEngineResponse, rpc::Status> = response();
-                assert!(nobody.is_err(), "a cancelled operation must not run");
-                nobody
-            })
+            .submit("b".to_owned(), "m".to_owned(), |_| panic!("a cancelled operation must not run"))
             .unwrap();
-        let refused = queue.submit("c".to_owned(), "m".to_owned(), |_| async { response() }).unwrap_err();
+        let refused = queue.submit("c".to_owned(), "m".to_owned(), |_| response()).unwrap_err();
         assert_eq!(refused.limit, 2);
         waiting.operation.cancel();
         waiting.operation.wait().await;
@@ -214,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_ends_its_operation() {
         let queue = JobQueue::new(1, 1);
-        let submitted = queue.submit("a".to_owned(), "m".to_owned(), |_| async { panic!("broken") }).unwrap();
+        let submitted = queue.submit("a".to_owned(), "m".to_owned(), |_| panic!("broken")).unwrap();
         submitted.operation.wait().await;
         let status = submitted.operation.snapshot().ended.unwrap().1.unwrap_err();
         assert_eq!(status.code, i32::from(tonic::Code::Internal));

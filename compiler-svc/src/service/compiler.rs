@@ -46,9 +46,12 @@ impl Compiler for CompilerService {
         // Two requests that ask for the same thing share an operation while it runs.
         let identity = format!("{request:?}");
         let pipeline = Arc::clone(&self.pipeline);
+        let runtime = tokio::runtime::Handle::current();
         let submitted = self
             .jobs
-            .submit(identity, message.model, move |operation| run(pipeline, request, operation))
+            .submit(identity, message.model, move |operation| {
+                runtime.block_on(run(&pipeline, &request, operation))
+            })
             .map_err(|full| {
                 Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, full.to_string()).retry_after(QUEUE_RETRY)
             })?;
@@ -161,12 +164,12 @@ fn engine_key(text: &str) -> Result<EngineKey, Failure> {
 
 /// Runs a compilation to the result of its operation.
 async fn run(
-    pipeline: Arc<Pipeline>,
-    request: CompileRequest,
-    operation: Arc<Operation>,
+    pipeline: &Pipeline,
+    request: &CompileRequest,
+    operation: &Arc<Operation>,
 ) -> Result<CompileEngineResponse, roundhouse_proto::google::rpc::Status> {
     let started = Instant::now();
-    match pipeline.compile(&request, &operation).await {
+    match pipeline.compile(request, operation).await {
         Ok(compiled) => Ok(CompileEngineResponse {
             engine: Some(convert::engine(&compiled.manifest)),
             reused: compiled.reused,

@@ -25,7 +25,7 @@ pub(super) fn of_compile(error: &CompileError) -> Failure {
         CompileError::NoBuilder { .. } => Failure::invalid_field("options.backend", message),
         CompileError::Option { field, .. } => Failure::invalid_field(format!("options.{field}"), message),
         CompileError::Io { source, path } => of_io(source, message).with("path", path),
-        CompileError::Json(_) | CompileError::Panicked(_) => Failure::new(Code::Internal, reason::INTERNAL, message),
+        CompileError::Json(_) => Failure::new(Code::Internal, reason::INTERNAL, message),
         CompileError::Cancelled => Failure::new(Code::Cancelled, reason::CANCELLED, message),
     }
 }

@@ -1,7 +1,7 @@
 //! An engine with everything that its generations need: model, tokenizer, chat template, scheduler.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use roundhouse_backend::{BackendError, Model, Runtime};
 use roundhouse_engine::{EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
@@ -110,10 +110,10 @@ impl LoadedEngine {
         self.template.as_ref().ok_or(TextError::NoChatTemplate)
     }
 
-    /// What its templates print as the time: since 1970-01-01 UTC.
+    /// What its templates print as the time.
     #[must_use]
-    pub fn template_time(&self) -> Duration {
-        self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default()
+    pub fn template_time(&self) -> SystemTime {
+        self.loaded
     }
 
     /// Runs its generations.
@@ -172,7 +172,7 @@ fn read_text(files: &EngineFiles) -> Result<(Tokenizer, Option<ChatTemplate>), T
         Some(path) => {
             let source = std::fs::read_to_string(path)
                 .map_err(|source| TextError::Read { path: path.clone(), source })?;
-            Some(ChatTemplate::new(&source, config.special_tokens())?)
+            Some(ChatTemplate::new(&source, config.special_tokens.clone())?)
         }
         None => None,
     };

@@ -205,9 +205,10 @@ impl Generation {
         self.state().map_or(0, |state| state.tokens.len() - state.cache.len())
     }
 
-    /// Whether the client has room for a message. Notes since when it has not.
+    /// Whether the client has room for a message. Notes since when it has not. The last place is kept for the end: a
+    /// client that is ended because it does not read is still told why, should it read again.
     pub(super) fn has_room(&mut self, now: Instant) -> bool {
-        let room = self.request.deltas.capacity() > 0;
+        let room = self.request.deltas.capacity() > 1;
         self.stalled = if room { None } else { self.stalled.or(Some(now)) };
         room
     }
@@ -245,7 +246,6 @@ impl Generation {
     /// Ends it with an error. Its session keeps what is in the history.
     pub(super) fn fail(&mut self, error: GenerateError) -> Progress {
         self.keep_answer();
-        // Without room the client is told by the end of its stream alone; it was not reading.
         if let Err(error) = self.request.deltas.try_send(Err(error)) {
             tracing::debug!(request = self.id(), %error, "the client was not told of a failure");
         }

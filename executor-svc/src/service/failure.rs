@@ -137,7 +137,11 @@ pub(super) fn of_text(error: &TextError) -> Failure {
 }
 
 pub(super) fn of_sampling(error: &SamplingError) -> Failure {
-    Failure::invalid_field("sampling", error.to_string())
+    let field = match error {
+        SamplingError::InvalidParameter { field, .. } => format!("sampling.{field}"),
+        _ => "sampling".to_owned(),
+    };
+    Failure::invalid_field(field, error.to_string())
 }
 
 pub(super) fn of_generate(error: &GenerateError) -> Failure {

@@ -64,7 +64,7 @@ impl ExecutorService {
             tokio::task::spawn_blocking(move || LocalCache::open(folder, limits))
         };
         let cache = opening.await.map_err(OpenError::Panicked)??;
-        let cpu: Arc<dyn Runtime> = Arc::new(CpuRuntime::new(&CpuOptions { threads: config.threads }));
+        let cpu: Arc<dyn Runtime> = Arc::new(CpuRuntime::new(CpuOptions { threads: config.threads }));
         let service = Self {
             engines: Arc::new(Engines::new(store, cache, vec![cpu], &config)),
             sessions: Arc::new(Sessions::new(config.max_sessions)),

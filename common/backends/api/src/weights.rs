@@ -109,15 +109,15 @@ pub fn evaluate_rows(
     rows: Range<u64>,
     out: &mut [f32],
 ) -> Result<(), WeightError> {
-    let wrong_length = |length: usize| {
-        misfit(expr, format!("rows {rows:?} cannot be evaluated into {length} elements"))
-    };
+    let wrong_length =
+        |length: usize| misfit(expr, format!("rows {rows:?} cannot be evaluated into {length} elements"));
     let count = rows.end.checked_sub(rows.start).ok_or_else(|| wrong_length(out.len()))?;
     match expr {
         WeightExpr::Tensor { name } => source.read_rows(name, rows, out),
         WeightExpr::Rows { of, start, end } => {
             let last = start.checked_add(rows.end).filter(|last| last <= end);
-            let last = last.ok_or_else(|| misfit(of, format!("rows {rows:?} of {start}..{end} do not exist")))?;
+            let last =
+                last.ok_or_else(|| misfit(of, format!("rows {rows:?} of {start}..{end} do not exist")))?;
             evaluate_rows(source, of, last - count..last, out)
         }
         WeightExpr::Literal { values } => {
@@ -208,7 +208,8 @@ mod tests {
             let width: u64 = shape[1..].iter().product();
             let range = (rows.start * width) as usize..(rows.end * width) as usize;
             let part = values.get(range).filter(|part| part.len() == out.len());
-            let part = part.ok_or_else(|| WeightError::Corrupt { name: name.to_owned(), what: "rows".to_owned() })?;
+            let part =
+                part.ok_or_else(|| WeightError::Corrupt { name: name.to_owned(), what: "rows".to_owned() })?;
             out.copy_from_slice(part);
             Ok(())
         }
@@ -282,9 +283,13 @@ mod tests {
         let concat = WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("b")] };
         let rows = WeightExpr::Rows { of: tensor("a"), start: 0, end: 1 };
         let literal = WeightExpr::Literal { values: vec![1.0] };
-        for (expr, range, length) in
-            [(transpose, 2..4, 4), (concat, 2..4, 6), (rows, 0..2, 6), (literal, 0..2, 2), (*tensor("a"), 1..3, 6)]
-        {
+        for (expr, range, length) in [
+            (transpose, 2..4, 4),
+            (concat, 2..4, 6),
+            (rows, 0..2, 6),
+            (literal, 0..2, 2),
+            (*tensor("a"), 1..3, 6),
+        ] {
             let mut out = vec![0.0; length];
             let result = evaluate_rows(&Tensors::new(), &expr, range, &mut out);
             assert!(matches!(result, Err(WeightError::Corrupt { .. })), "{expr:?}: {result:?}");

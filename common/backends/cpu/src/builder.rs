@@ -49,15 +49,22 @@ pub(crate) fn compile_plan(graph: &Graph, options: &EngineOptions) -> Result<Pla
 }
 
 /// The memory of a process that runs a plan over a weights file of `weight_bytes`.
-pub(crate) fn plan_memory(graph: &Graph, plan: &Plan, options: &EngineOptions, weight_bytes: u64) -> MemoryPlan {
+pub(crate) fn plan_memory(
+    graph: &Graph,
+    plan: &Plan,
+    options: &EngineOptions,
+    weight_bytes: u64,
+) -> MemoryPlan {
     let constants = plan.constants.iter().map(|&id| {
         let dims = graph.value(id).shape.iter().map(|dim| dim.as_constant().unwrap_or(0).unsigned_abs());
         dims.product::<u64>() * size_of::<f32>() as u64
     });
+    let limits = StepLimits::new(graph, options);
+    let step = plan.workspace_bytes(limits) + plan.scratch_bytes(limits);
     MemoryPlan {
         weight_bytes,
         kv_bytes_per_token: plan.signature.kv_bytes_per_token(),
-        workspace_bytes: plan.workspace_bytes(StepLimits::new(graph, options)) + constants.sum::<u64>(),
+        workspace_bytes: step + constants.sum::<u64>(),
     }
 }
 

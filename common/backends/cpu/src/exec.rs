@@ -82,6 +82,11 @@ impl Executor {
         &self.plan
     }
 
+    /// Bytes of the weights that are kept as fp32.
+    pub(crate) fn constant_bytes(&self) -> usize {
+        self.constants.iter().map(|values| size_of_val(&values[..])).sum()
+    }
+
     /// How many tokens there are: the rows of the embedding table.
     pub(crate) fn input_vocab_size(&self) -> usize {
         self.input_vocab_size
@@ -89,7 +94,11 @@ impl Executor {
 
     /// Runs one step: all sequences packed where the plan is, else the only one. New keys and values are in the caches
     /// afterwards, whose lengths are as before, and logits in the workspace.
-    pub(crate) fn run(&self, batch: &mut [Active<'_>], workspace: &mut Workspace) -> Result<(), BackendError> {
+    pub(crate) fn run(
+        &self,
+        batch: &mut [Active<'_>],
+        workspace: &mut Workspace,
+    ) -> Result<(), BackendError> {
         self.select(batch, workspace);
         let past = batch.first().map_or(0, |active| active.past);
         let tokens = match self.plan.signature.mode {
@@ -113,7 +122,10 @@ impl Executor {
         let width = self.plan.signature.vocab_size;
         let Root::Buffer(id) = self.plan.logits.root else { return &[] };
         let offset = workspace.sizes().get(self.plan.logits.offset);
-        workspace.buffer(&self.plan, id).get(offset + rows.start * width..offset + rows.end * width).unwrap_or(&[])
+        workspace
+            .buffer(&self.plan, id)
+            .get(offset + rows.start * width..offset + rows.end * width)
+            .unwrap_or(&[])
     }
 
     /// Which rows' logits are wanted, and where each sequence's will be.
@@ -188,10 +200,7 @@ impl Executor {
             Step::CachedAttention { q, key, value, attention, to } => {
                 self.cached_attention(q, [*key, *value], attention, to, batch, workspace);
             }
-            Step::Attention { q, k, v, mask, kv_lengths, attention, to } => {
-                let lengths = kv_lengths.as_ref();
-                return self.attention([q, k, v], mask.as_ref(), lengths, attention, to, workspace);
-            }
+            Step::Attention(dense) => return self.attention(dense, workspace),
             Step::SelectRows { from, to } => self.select_rows(from, to, workspace),
         }
         Ok(())

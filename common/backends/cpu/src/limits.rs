@@ -26,7 +26,8 @@ impl StepLimits {
     pub(crate) fn new(graph: &Graph, options: &EngineOptions) -> Self {
         let index = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let sequence = index(options.max_seq_len).max(1);
-        let batch = if options.cache == CacheKind::InPlace { index(options.max_batch_size).max(1) } else { 1 };
+        let batch =
+            if options.cache == CacheKind::InPlace { index(options.max_batch_size).max(1) } else { 1 };
         let selects_rows = graph.nodes().any(|(_, node)| matches!(node.op, Op::LastToken));
         let chunk = match options.cache {
             CacheKind::None => sequence,

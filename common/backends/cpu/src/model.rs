@@ -23,6 +23,8 @@ pub(crate) struct CpuModel {
     executor: Executor,
     limits: StepLimits,
     memory: MemoryPlan,
+    /// Bytes that the constants and the workspace took after the last call, if more than planned.
+    workspace_bytes: AtomicU64,
     /// One step at a time: all share the buffers.
     workspace: Mutex<Workspace>,
 }
@@ -54,6 +56,7 @@ impl CpuModel {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             executor: Executor::new(plan, graph, weights, pool)?,
             limits: StepLimits::new(graph, &manifest.options),
+            workspace_bytes: AtomicU64::new(memory.workspace_bytes),
             memory,
             workspace: Mutex::new(Workspace::default()),
         })
@@ -80,7 +83,11 @@ impl CpuModel {
     }
 
     /// All sequences' tokens in steps of many sequences.
-    fn forward_packed(&self, batch: &mut [Sequence<'_>], workspace: &mut Workspace) -> Result<(), BackendError> {
+    fn forward_packed(
+        &self,
+        batch: &mut [Sequence<'_>],
+        workspace: &mut Workspace,
+    ) -> Result<(), BackendError> {
         let mut limits = self.limits;
         limits.tokens = limits.tokens.max(batch.len());
         limits.rows = limits.rows.max(batch.len());
@@ -91,7 +98,11 @@ impl CpuModel {
     }
 
     /// One sequence after the other.
-    fn forward_alone(&self, batch: &mut [Sequence<'_>], workspace: &mut Workspace) -> Result<(), BackendError> {
+    fn forward_alone(
+        &self,
+        batch: &mut [Sequence<'_>],
+        workspace: &mut Workspace,
+    ) -> Result<(), BackendError> {
         let whole = self.executor.plan().signature.mode == CacheKind::None;
         for index in 0..batch.len() {
             let limits = match whole {
@@ -136,14 +147,15 @@ impl Model for CpuModel {
     }
 
     fn memory_plan(&self) -> MemoryPlan {
-        self.memory
+        MemoryPlan { workspace_bytes: self.workspace_bytes.load(Ordering::Relaxed), ..self.memory }
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {
         let signature = &self.executor.plan().signature;
         let longest = signature.cache.iter().map(|shape| shape.length).fold(self.limits.sequence, usize::min);
         if max_seq_len > longest {
-            let what = format!("a cache for {max_seq_len} tokens: the engine was built for at most {longest}");
+            let what =
+                format!("a cache for {max_seq_len} tokens: the engine was built for at most {longest}");
             return Err(BackendError::InvalidArgument(what));
         }
         let state = match signature.mode {
@@ -151,7 +163,8 @@ impl Model for CpuModel {
             mode => {
                 // A static cache is an input of the graph, whose shape is fixed.
                 let length = |fixed: usize| if mode == CacheKind::InPlace { max_seq_len } else { fixed };
-                let tensors = signature.cache.iter().map(|&shape| CacheTensor::new(shape, length(shape.length)));
+                let tensors =
+                    signature.cache.iter().map(|&shape| CacheTensor::new(shape, length(shape.length)));
                 CacheState::Tensors(tensors.collect())
             }
         };
@@ -168,6 +181,8 @@ impl Model for CpuModel {
             CacheKind::InPlace => self.forward_packed(batch, &mut workspace)?,
             _ => self.forward_alone(batch, &mut workspace)?,
         }
+        let used = workspace.bytes() + self.executor.constant_bytes();
+        self.workspace_bytes.fetch_max(used as u64, Ordering::Relaxed);
         for sequence in batch {
             let cache = own_cache(self.id, sequence.cache)?;
             cache.len += sequence.tokens.len();

@@ -22,7 +22,9 @@ use crate::limits::StepLimits;
 
 pub(crate) use signature::{CacheShape, Role, Signature};
 pub(crate) use size::{SizeId, SizeTable, Sizes};
-pub(crate) use step::{Attention, BinaryOp, Function, LinearPart, Mask, Norm, RotaryTable, Step, WeightId};
+pub(crate) use step::{
+    Attention, BinaryOp, DenseAttention, Function, LinearPart, Mask, Norm, RotaryTable, Step, WeightId,
+};
 pub(crate) use view::{BufferId, Layout, Root, View};
 
 /// A compiled graph.
@@ -67,6 +69,10 @@ pub(crate) struct Buffer {
     pub(crate) slot: usize,
 }
 
+/// What the kernels' blocks of weights, keys and partial results take, all threads together: they are made for a
+/// core's own cache.
+const KERNEL_BLOCK_BYTES: usize = 4 << 20;
+
 impl Plan {
     /// Compiles a graph.
     ///
@@ -81,7 +87,12 @@ impl Plan {
     }
 
     /// The values of the symbols in a step.
-    pub(crate) fn bind(&self, tokens: usize, rows: usize, past: usize) -> impl Fn(SymbolId) -> Option<i64> + '_ {
+    pub(crate) fn bind(
+        &self,
+        tokens: usize,
+        rows: usize,
+        past: usize,
+    ) -> impl Fn(SymbolId) -> Option<i64> + '_ {
         let number = |value: usize| i64::try_from(value).ok();
         move |symbol| {
             if symbol == self.signature.seq {
@@ -101,18 +112,38 @@ impl Plan {
 
     /// Bytes of activations in the largest step.
     pub(crate) fn workspace_bytes(&self, limits: StepLimits) -> u64 {
-        let mut sizes = Sizes::default();
-        let past = limits.sequence.saturating_sub(limits.tokens);
-        if self.sizes.evaluate(self.bind(limits.tokens, limits.rows, past), &mut sizes).is_err() {
-            return 0;
-        }
+        let Some(sizes) = self.largest_step(limits) else { return 0 };
         let mut slots = vec![0; self.slots];
         for buffer in &self.buffers {
             slots[buffer.slot] = sizes.get(buffer.elements).max(slots[buffer.slot]);
         }
         let integers: usize = self.integers.iter().map(|&size| sizes.get(size) * size_of::<i64>()).sum();
-        let tables: usize =
-            self.tables.iter().map(|table| limits.tokens * table.attributes.rotary_dim() * size_of::<f32>()).sum();
+        let tables: usize = self
+            .tables
+            .iter()
+            .map(|table| limits.tokens * table.attributes.rotary_dim() * size_of::<f32>())
+            .sum();
         (slots.iter().sum::<usize>() * size_of::<f32>() + integers + tables) as u64
     }
+
+    /// Bytes that kernels need beside them: a product of many rows packs its input.
+    pub(crate) fn scratch_bytes(&self, limits: StepLimits) -> u64 {
+        let Some(sizes) = self.largest_step(limits) else { return 0 };
+        let inputs = self.steps.iter().filter_map(|planned| match &planned.step {
+            Step::Linear { x, .. } | Step::LinearSiluMul { x, .. } => Some(x.resolve(&sizes).elements()),
+            _ => None,
+        });
+        (inputs.max().unwrap_or(0) * size_of::<f32>() + KERNEL_BLOCK_BYTES) as u64
+    }
+
+    /// The sizes of the largest step.
+    fn largest_step(&self, limits: StepLimits) -> Option<Sizes> {
+        let mut sizes = Sizes::default();
+        let past = limits.sequence.saturating_sub(limits.tokens);
+        self.sizes.evaluate(self.bind(limits.tokens, limits.rows, past), &mut sizes).ok()?;
+        Some(sizes)
+    }
 }
+
+#[cfg(test)]
+mod tests;

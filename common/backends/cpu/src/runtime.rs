@@ -32,6 +32,18 @@ impl CpuRuntime {
         let threads = options.threads.unwrap_or_else(available).max(1);
         Self { pool: Arc::new(ThreadPool::new(threads)) }
     }
+
+    /// How many threads compute.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// What the kernels run with: `portable`, `avx2`, `avx512` or `amx`.
+    #[must_use]
+    pub fn instruction_set(&self) -> &'static str {
+        self.pool.isa().name()
+    }
 }
 
 impl Runtime for CpuRuntime {

@@ -1,5 +1,7 @@
 //! The suite every backend passes, on the CPU backend with the compiler's lowering.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
+
 use roundhouse_backend_conformance::suite::{self, Backend, Failure};
 use roundhouse_backend_cpu::{CpuBuilder, CpuOptions, CpuRuntime};
 

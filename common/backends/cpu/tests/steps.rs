@@ -1,23 +1,52 @@
 //! Inputs longer than one step of the executor.
 
+#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+
 mod support;
 
 use roundhouse_backend::LogitsRequest::{self, All, Last, None as NoLogits};
-use roundhouse_backend::Sequence;
+use roundhouse_backend::{Cache, Model, Runtime as _, Sequence, WeightSource};
 use roundhouse_backend_conformance::Rng;
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_engine::{CacheKind, EngineOptions, Precision};
-use support::{Engine, options};
+use roundhouse_graph::Graph;
+use support::{Built, build, options, runtime};
 
 const MAX_SEQ_LEN: u32 = 1400;
+
+/// A loaded engine. The model goes before the folder whose files it has mapped.
+struct Engine {
+    model: Box<dyn Model>,
+    _built: Built,
+}
+
+impl Engine {
+    /// Lowers, builds and loads a model's graph.
+    fn new(graph: Graph, weights: &dyn WeightSource, options: &EngineOptions) -> Self {
+        let (graph, _) = roundhouse_lowering::lower(graph, options).unwrap();
+        let built = build(graph, weights, options);
+        Self { model: runtime().load(&built.files).unwrap(), _built: built }
+    }
+
+    /// An empty cache.
+    fn cache(&self, capacity: usize) -> Box<dyn Cache> {
+        self.model.new_cache(capacity).unwrap()
+    }
+
+    /// Appends tokens to one sequence; the logits asked for.
+    fn step(&self, cache: &mut dyn Cache, tokens: &[u32], request: LogitsRequest) -> Vec<f32> {
+        let mut logits = Vec::new();
+        self.model.forward(&mut [Sequence { cache, tokens, request, logits: &mut logits }]).unwrap();
+        logits
+    }
+}
 
 fn model() -> TinyModel {
     TinyModel { max_position_embeddings: MAX_SEQ_LEN as usize, ..TinyModel::mistral() }
 }
 
 fn engine(cache: CacheKind, all_logits: bool) -> Engine {
-    let options =
-        EngineOptions { max_seq_len: MAX_SEQ_LEN, all_logits, ..options(Precision::Fp32, cache) };
+    let options = EngineOptions { max_seq_len: MAX_SEQ_LEN, all_logits, ..options(Precision::Fp32, cache) };
     Engine::new(model().graph().unwrap(), &model().weights().unwrap(), &options)
 }
 
@@ -101,5 +130,16 @@ fn caches_take_the_bytes_that_the_memory_plan_says() {
             let capacity = options.max_seq_len as usize;
             assert_eq!(engine.cache(capacity).bytes(), per_token * capacity as u64, "{precision} {cache}");
         }
+    }
+}
+
+#[test]
+fn the_largest_step_stays_within_the_planned_workspace() {
+    for cache in CacheKind::ALL {
+        let engine = engine(*cache, false);
+        let planned = engine.model.memory_plan().workspace_bytes;
+        let tokens = Rng::new(5).tokens(MAX_SEQ_LEN as usize, engine.model.vocab_size());
+        engine.step(&mut *engine.cache(tokens.len()), &tokens, Last);
+        assert_eq!(engine.model.memory_plan().workspace_bytes, planned, "{cache}");
     }
 }

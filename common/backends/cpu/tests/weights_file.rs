@@ -1,5 +1,7 @@
 //! What building writes, and what loading makes of files that are not that.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
+
 mod support;
 
 use std::fs;
@@ -8,7 +10,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
-use roundhouse_backend::{BackendError, BuildProgress, Builder as _, Runtime as _, WeightError, WeightSource};
+use roundhouse_backend::{
+    BackendError, BuildProgress, Builder as _, Runtime as _, WeightError, WeightSource,
+};
 use roundhouse_backend_conformance::MemoryWeights;
 use roundhouse_backend_cpu::CpuBuilder;
 use roundhouse_engine::{CacheKind, Precision, blob_names};
@@ -145,11 +149,16 @@ fn files_that_are_cut_or_too_long_are_errors() {
 
 #[test]
 fn tensors_that_are_not_the_graphs_are_errors_that_name_them() {
-    let error = load_error(Precision::Fp32, |file| with_header(&file, |header| header.replace("\"head\"", "\"tail\"")));
+    let error = load_error(Precision::Fp32, |file| {
+        with_header(&file, |header| header.replace("\"head\"", "\"tail\""))
+    });
     assert!(error.contains("no tensor \"head\""), "{error}");
-    let error = load_error(Precision::Fp16, |file| with_header(&file, |header| header.replace("\"F16\"", "\"BF16\"")));
+    let error = load_error(Precision::Fp16, |file| {
+        with_header(&file, |header| header.replace("\"F16\"", "\"BF16\""))
+    });
     assert!(error.contains("dtype BF16, expected f16"), "{error}");
-    let error = load_error(Precision::Fp32, |file| with_header(&file, |header| header.replace("[7,3]", "[3,7]")));
+    let error =
+        load_error(Precision::Fp32, |file| with_header(&file, |header| header.replace("[7,3]", "[3,7]")));
     assert!(error.contains("shape [3, 7], expected [7, 3]"), "{error}");
     // A header of another length, whose data no longer lies at whole elements.
     let error = load_error(Precision::Fp32, |file| with_header(&file, |header| format!("{header} ")));
@@ -196,7 +205,8 @@ fn a_build_cancelled_at_any_report_leaves_no_file() {
     for reports in 0..5 {
         let directory = tempfile::tempdir().unwrap();
         let cancel = Cancel(AtomicUsize::new(reports));
-        let result = CpuBuilder::new().build(&graph(DType::F32), &options, &weights(), directory.path(), &cancel);
+        let result =
+            CpuBuilder::new().build(&graph(DType::F32), &options, &weights(), directory.path(), &cancel);
         assert!(matches!(result, Err(BackendError::Cancelled)), "{reports}: {result:?}");
         assert_eq!(entries(directory.path()), [""; 0], "{reports}");
     }
@@ -208,7 +218,8 @@ fn a_tensor_of_another_shape_is_an_error_before_anything_is_written() {
     weights.insert("table", &[6, 3], vec![0.0; 18]);
     let directory = tempfile::tempdir().unwrap();
     let options = options(Precision::Fp32, CacheKind::None);
-    let result = CpuBuilder::new().build(&graph(DType::F32), &options, &weights, directory.path(), &Unwatched);
+    let result =
+        CpuBuilder::new().build(&graph(DType::F32), &options, &weights, directory.path(), &Unwatched);
     match result {
         Err(BackendError::Weight(WeightError::Shape { name, expected, found })) => {
             assert_eq!((name.as_str(), &expected[..], &found[..]), ("table", &[7, 3][..], &[6, 3][..]));
@@ -237,7 +248,7 @@ impl WeightSource for Large {
     fn read_rows(&self, _: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
         self.most.fetch_max(out.len(), Ordering::Relaxed);
         for (row, out) in rows.zip(out.chunks_exact_mut(LARGE[1] as usize)) {
-            out.fill(row as f32);
+            out.fill((row % 1000) as f32);
         }
         Ok(())
     }
@@ -261,6 +272,6 @@ fn weights_are_streamed_a_few_megabytes_at_a_time() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let values: &[f16] = bytemuck::cast_slice(file.tensor("table").unwrap().data());
     for (row, values) in values.chunks_exact(LARGE[1] as usize).enumerate() {
-        assert!(values.iter().all(|value| value.to_f32() == row as f32), "row {row}");
+        assert!(values.iter().all(|value| value.to_f32() == (row % 1000) as f32), "row {row}");
     }
 }

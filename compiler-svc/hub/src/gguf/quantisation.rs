@@ -246,3 +246,43 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks and what gguf-py decodes them to, made by `tests/golden/make_golden.py`.
+    #[test]
+    fn blocks_decode_as_in_gguf_py_bit_for_bit() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/quantisation");
+        let formats = [
+            ("F16", BlockType::F16),
+            ("BF16", BlockType::BF16),
+            ("Q8_0", BlockType::Q8_0),
+            ("Q4_0", BlockType::Q4_0),
+            ("Q4_1", BlockType::Q4_1),
+            ("Q5_0", BlockType::Q5_0),
+            ("Q5_1", BlockType::Q5_1),
+            ("Q4_K", BlockType::Q4K),
+            ("Q5_K", BlockType::Q5K),
+            ("Q6_K", BlockType::Q6K),
+        ];
+        for (name, format) in formats {
+            let blocks = std::fs::read(format!("{folder}/{name}.blocks")).unwrap();
+            let expected = std::fs::read(format!("{folder}/{name}.f32")).unwrap();
+            let expected: Vec<u32> =
+                expected.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+            assert_eq!(blocks.len() / format.bytes() * format.elements(), expected.len(), "{name}");
+            let mut out = vec![f32::NAN; expected.len()];
+            format.decode(&blocks, &mut out);
+            for (index, (found, expected)) in out.iter().zip(expected).enumerate() {
+                assert_eq!(
+                    found.to_bits(),
+                    expected,
+                    "{name}[{index}] is {found}, not {}",
+                    f32::from_bits(expected)
+                );
+            }
+        }
+    }
+}

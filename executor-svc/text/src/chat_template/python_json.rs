@@ -11,13 +11,11 @@ const MAX_DEPTH: usize = 64;
 /// The filter, with the arguments of `json.dumps` that Transformers passes on: `ensure_ascii` (false unless given),
 /// `indent`, `separators`, `sort_keys`.
 pub(super) fn tojson(state: &State<'_, '_>, value: &Value, arguments: Kwargs) -> Result<Value, Error> {
-    let indent = match arguments.get::<Option<Value>>("indent")?.filter(|indent| !indent.is_none()) {
-        Some(width) => Some(match width.as_usize() {
-            Some(spaces) => " ".repeat(spaces.min(16)),
-            None => width.to_string(),
-        }),
-        None => None,
-    };
+    let indent = arguments.get::<Option<Value>>("indent")?.filter(|indent| !indent.is_none());
+    let indent = indent.map(|width| match width.as_usize() {
+        Some(spaces) => " ".repeat(spaces.min(16)),
+        None => width.to_string(),
+    });
     let (item_separator, key_separator) = match arguments.get::<Option<Vec<String>>>("separators")?.as_deref()
     {
         Some([item, key]) => (item.clone(), key.clone()),

@@ -12,8 +12,8 @@
 mod argmax;
 mod attention;
 mod convert;
-mod elementwise;
 mod elements;
+mod elementwise;
 mod isa;
 mod linear;
 mod math;
@@ -28,10 +28,10 @@ mod softmax;
 pub use argmax::argmax;
 pub use attention::{AttentionArgs, AttentionSequence, KvView, StridedRows, StridedRowsMut, attention};
 pub use convert::{load, store, store_kv};
+pub use elements::{Elements, ElementsMut, KvElements, Matrix};
 pub use elementwise::{
     add, add_assign, gelu_erf, gelu_tanh, mul, mul_assign, scale, silu, silu_mul, soft_cap,
 };
-pub use elements::{Elements, ElementsMut, KvElements, Matrix};
 pub use isa::Isa;
 pub use linear::{LinearJob, linear, linear_silu_mul};
 pub use norm::{layer_norm, layer_norm_rows, rms_norm, rms_norm_rows};

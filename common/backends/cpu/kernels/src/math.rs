@@ -24,11 +24,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let r = s.mul_add(n, s.splat(-0.693_359_4), bounded);
     let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
     // The minimax polynomial of (e^r - 1 - r) / r² of Cephes' expf.
-    let p = polynomial(
-        s,
-        r,
-        [0.5, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4],
-    );
+    let p = polynomial(s, r, [0.5, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4]);
     let e = s.add(s.mul_add(p, s.mul(r, r), r), s.splat(1.0));
     let e = s.mul_pow2(e, n);
     let e = s.select_less(x, s.splat(LOWEST), s.splat(0.0), e);

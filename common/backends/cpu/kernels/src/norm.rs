@@ -1,9 +1,9 @@
 //! Normalisation of rows.
 
+use crate::ThreadPool;
 use crate::isa::{Isa, Kernel};
 use crate::shared::{Queue, SharedMut};
 use crate::simd::Simd;
-use crate::ThreadPool;
 
 /// A sum over a slice of `f(x)`, in four parts that are added at the end.
 macro_rules! sum_over {

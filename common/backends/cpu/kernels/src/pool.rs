@@ -56,7 +56,10 @@ pub struct ThreadPool {
 
 impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ThreadPool").field("threads", &self.threads()).field("isa", &self.isa).finish_non_exhaustive()
+        f.debug_struct("ThreadPool")
+            .field("threads", &self.threads())
+            .field("isa", &self.isa)
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,6 +74,16 @@ impl ThreadPool {
     /// As [`new`](Self::new), for kernels of this instruction set.
     #[must_use]
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
+        Self::build("cpu-kernels", threads, isa)
+    }
+
+    /// As [`new`](Self::new), with threads of this name and a number, to tell pools apart in a process listing.
+    #[must_use]
+    pub fn named(name: &str, threads: usize) -> Self {
+        Self::build(name, threads, Isa::detect())
+    }
+
+    fn build(name: &str, threads: usize, isa: Isa) -> Self {
         let extra = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
             region: Alone::default(),
@@ -82,7 +95,7 @@ impl ThreadPool {
         });
         let handles = (0..extra).map_while(|index| {
             let shared = Arc::clone(&shared);
-            let builder = thread::Builder::new().name(format!("cpu-kernels-{}", index + 1));
+            let builder = thread::Builder::new().name(format!("{name}-{}", index + 1));
             builder.spawn(move || shared.work(index)).ok()
         });
         Self { handles: handles.collect(), shared, busy: AtomicBool::new(false), isa }
@@ -114,7 +127,8 @@ impl ThreadPool {
         let workers = u32::try_from(self.handles.len()).unwrap_or(CALLER_PARKED - 1);
         // SAFETY: only the lifetime changes. Workers use the body only until they count themselves out, and this
         // function returns, or unwinds, only after all of them have.
-        let erased = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Body>(&raw const *body) };
+        let erased =
+            unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Body>(&raw const *body) };
         // SAFETY: no worker reads the cell: the last region has ended, and the next one has not begun.
         unsafe { *self.shared.body.get() = Some(erased) };
         self.shared.running.0.store(workers, Ordering::Relaxed);
@@ -204,7 +218,8 @@ impl Shared {
         loop {
             // Copied before counting out: afterwards the caller may be gone.
             // SAFETY: the caller wrote the cell before it set the flag, and leaves it until all workers are out.
-            let caller = unsafe { if running & CALLER_PARKED == 0 { None } else { (*self.caller.get()).clone() } };
+            let caller =
+                unsafe { if running & CALLER_PARKED == 0 { None } else { (*self.caller.get()).clone() } };
             match self.running.0.compare_exchange_weak(
                 running,
                 running - 1,

@@ -8,13 +8,7 @@ use crate::simd::Simd;
 ///
 /// # Panics
 /// If the lengths of the slices differ.
-pub fn rope_table(
-    inv_freq: &[f32],
-    attention_factor: f32,
-    position: i64,
-    cos: &mut [f32],
-    sin: &mut [f32],
-) {
+pub fn rope_table(inv_freq: &[f32], attention_factor: f32, position: i64, cos: &mut [f32], sin: &mut [f32]) {
     assert!(cos.len() == inv_freq.len() && sin.len() == inv_freq.len(), "one cosine and sine a frequency");
     for ((frequency, cos), sin) in inv_freq.iter().zip(cos).zip(sin) {
         let angle = position as f32 * frequency;
@@ -60,7 +54,8 @@ impl Kernel for HalfSplit<'_> {
             // SAFETY: the four slices are `half` long; a whole vector is touched only where as many elements follow.
             unsafe {
                 if n >= S::LANES {
-                    let (x, y, c, d) = (s.load(a.add(i)), s.load(b.add(i)), s.load(cos.add(i)), s.load(sin.add(i)));
+                    let (x, y, c, d) =
+                        (s.load(a.add(i)), s.load(b.add(i)), s.load(cos.add(i)), s.load(sin.add(i)));
                     s.store(a.add(i), s.sub(s.mul(x, c), s.mul(y, d)));
                     s.store(b.add(i), s.add(s.mul(y, c), s.mul(x, d)));
                 } else {

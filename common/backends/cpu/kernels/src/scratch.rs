@@ -57,7 +57,12 @@ impl Scratch {
 
     /// `common` numbers that all workers share, and `each` numbers for every one of `workers`. They start at a cache
     /// line and hold anything.
-    pub(crate) fn split(&mut self, common: usize, workers: usize, each: usize) -> (&mut [f32], WorkerScratch<'_>) {
+    pub(crate) fn split(
+        &mut self,
+        common: usize,
+        workers: usize,
+        each: usize,
+    ) -> (&mut [f32], WorkerScratch<'_>) {
         let stride = each.next_multiple_of(2 * Line::LEN);
         let all = SharedMut::new(self.workers.get(workers * stride));
         (&mut self.common.get(common)[..common], WorkerScratch { all, stride, each })

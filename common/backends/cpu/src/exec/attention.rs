@@ -8,7 +8,7 @@ use roundhouse_cpu_kernels::{
 use super::strided::{Run, for_each_run};
 use super::{Active, Executor, Workspace};
 use crate::cache::CacheTensor;
-use crate::plan::{Attention, Layout, Mask, Root, View};
+use crate::plan::{Attention, DenseAttention, Layout, Mask, Root, View};
 
 impl Executor {
     /// A [`Step::CachedAttention`](crate::plan::Step::CachedAttention): each sequence's queries over its own cache.
@@ -51,22 +51,18 @@ impl Executor {
         workspace.scratch = scratch;
     }
 
-    /// A [`Step::Attention`](crate::plan::Step::Attention) of `[1, heads, tokens, head_dim]` over keys and values
-    /// `[1, kv_heads, length, …]`, all with contiguous rows.
+    /// A [`Step::Attention`](crate::plan::Step::Attention).
     ///
     /// # Errors
     /// [`BackendError::InvalidArgument`] for more keys than there are.
     pub(super) fn attention(
         &self,
-        [q, k, v]: [&View; 3],
-        mask: Option<&Mask>,
-        kv_lengths: Option<&View>,
-        attention: &Attention,
-        to: &View,
+        dense: &DenseAttention,
         workspace: &mut Workspace,
     ) -> Result<(), BackendError> {
+        let DenseAttention { q, k, v, mask, kv_lengths, attention, to } = dense;
         let available = workspace.layout(k).dims()[2];
-        let len = match kv_lengths.map(|view| (view.root, workspace.layout(view).offset)) {
+        let len = match kv_lengths.as_ref().map(|view| (view.root, workspace.layout(view).offset)) {
             Some((Root::Integers(source), offset)) => {
                 let length = workspace.integers[source].get(offset).copied().unwrap_or(0);
                 let fits = usize::try_from(length).ok().filter(|&length| length <= available);
@@ -103,7 +99,11 @@ impl Executor {
                     keys: head_of(keys, head / group),
                     values: head_of(values, head / group),
                     mask: Some(&bias),
-                    out: StridedRowsMut { data: &mut memory[head * head_stride..], token_stride, head_stride },
+                    out: StridedRowsMut {
+                        data: &mut memory[head * head_stride..],
+                        token_stride,
+                        head_stride,
+                    },
                 };
                 kernels::attention(&self.pool, &mut scratch, &one, &mut [sequence]);
             }

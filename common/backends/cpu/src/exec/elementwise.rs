@@ -53,19 +53,17 @@ impl Executor {
 
     fn zip_assign(&self, op: BinaryOp, b: &[f32], memory: &mut [f32], layouts: [&Layout; 2]) {
         let isa = self.pool.isa();
-        for_each_run(layouts, |Run { offsets: [to, from], length, strides }| {
-            match (op, strides) {
-                (BinaryOp::Add, [1, 1]) => {
-                    kernels::add_assign(isa, &mut memory[to..to + length], &b[from..from + length]);
-                }
-                (BinaryOp::Mul, [1, 1]) => {
-                    kernels::mul_assign(isa, &mut memory[to..to + length], &b[from..from + length]);
-                }
-                _ => {
-                    for index in 0..length {
-                        let place = to + index * strides[0];
-                        memory[place] = combine(op, memory[place], b[from + index * strides[1]]);
-                    }
+        for_each_run(layouts, |Run { offsets: [to, from], length, strides }| match (op, strides) {
+            (BinaryOp::Add, [1, 1]) => {
+                kernels::add_assign(isa, &mut memory[to..to + length], &b[from..from + length]);
+            }
+            (BinaryOp::Mul, [1, 1]) => {
+                kernels::mul_assign(isa, &mut memory[to..to + length], &b[from..from + length]);
+            }
+            _ => {
+                for index in 0..length {
+                    let place = to + index * strides[0];
+                    memory[place] = combine(op, memory[place], b[from + index * strides[1]]);
                 }
             }
         });

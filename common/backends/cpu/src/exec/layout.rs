@@ -47,7 +47,8 @@ impl Executor {
             for_each_run([&to, &from], |Run { offsets: [to, from], length, strides }| {
                 for index in 0..length {
                     let value = integers[from + index * strides[1]];
-                    memory[to + index * strides[0]] = if truth { f32::from(value != 0) } else { value as f32 };
+                    memory[to + index * strides[0]] =
+                        if truth { f32::from(value != 0) } else { value as f32 };
                 }
             });
         });
@@ -87,7 +88,9 @@ impl Executor {
         let mut outside = None;
         for (&id, row) in ids.iter().zip(memory.chunks_exact_mut(width)) {
             match usize::try_from(id).ok().filter(|&id| id < table.rows) {
-                Some(id) => kernels::load(self.pool.isa(), table.elements.slice(id * width..(id + 1) * width), row),
+                Some(id) => {
+                    kernels::load(self.pool.isa(), table.elements.slice(id * width..(id + 1) * width), row)
+                }
                 None => outside = Some(id),
             }
         }
@@ -111,7 +114,8 @@ impl Executor {
         let (x_layout, ids) = (workspace.layout(x), workspace.layout(ids));
         let (rows, stride) = (x_layout.dims()[axis], x_layout.strides()[axis]);
         let range = ids.offset..ids.offset + ids.elements();
-        let outside = workspace.integers[source][range.clone()].iter().find(|&&id| id < 0 || id >= rows as i64);
+        let outside =
+            workspace.integers[source][range.clone()].iter().find(|&&id| id < 0 || id >= rows as i64);
         if let Some(&id) = outside {
             return Err(no_row(id, rows));
         }

@@ -9,7 +9,8 @@ impl Executor {
     /// A [`Step::Linear`](crate::plan::Step::Linear): `x` is contiguous, the parts write different buffers.
     pub(super) fn linear(&self, x: &View, parts: &[LinearPart], workspace: &mut Workspace) {
         let layout = workspace.layout(x);
-        let mut outputs: Vec<Vec<f32>> = parts.iter().map(|part| workspace.take(&self.plan, part.to)).collect();
+        let mut outputs: Vec<Vec<f32>> =
+            parts.iter().map(|part| workspace.take(&self.plan, part.to)).collect();
         let mut scratch = std::mem::take(&mut workspace.scratch);
         let (rows, width) = rows(&layout);
         let x = &self.floats(x.root, workspace)[layout.offset..layout.offset + rows * width];
@@ -63,8 +64,10 @@ impl Executor {
             let (a, b) = (self.floats(a.root, workspace), self.floats(b.root, workspace));
             let leading = a_layout.dims().len() - 2;
             let (inner, columns) = (a_layout.dims()[leading + 1], b_layout.dims()[leading + 1]);
-            let (a_step, [b_row, b_step]) =
-                (a_layout.strides()[leading + 1], [b_layout.strides()[leading], b_layout.strides()[leading + 1]]);
+            let (a_step, [b_row, b_step]) = (
+                a_layout.strides()[leading + 1],
+                [b_layout.strides()[leading], b_layout.strides()[leading + 1]],
+            );
             let rows = a_layout.dims()[leading];
             for (row, out) in memory.chunks_exact_mut(columns.max(1)).enumerate().take(rows_of(&a_layout)) {
                 let (batch, row) = (row / rows, row % rows);
@@ -77,7 +80,9 @@ impl Executor {
                     if b_step == 1 {
                         out.iter_mut().zip(line).for_each(|(out, b)| *out += factor * b);
                     } else {
-                        out.iter_mut().zip(line.iter().step_by(b_step.max(1))).for_each(|(out, b)| *out += factor * b);
+                        out.iter_mut()
+                            .zip(line.iter().step_by(b_step.max(1)))
+                            .for_each(|(out, b)| *out += factor * b);
                     }
                 }
             }

@@ -16,7 +16,7 @@ pub(crate) struct Workspace {
     pub(super) tables: Vec<(Vec<f32>, Vec<f32>)>,
     sizes: Sizes,
     /// The rows whose logits are wanted.
-    pub(super) selected: Vec<usize>,
+    pub(crate) selected: Vec<usize>,
     /// Where the logits of each sequence are among the computed ones.
     pub(super) logits_rows: Vec<Range<usize>>,
     /// What a mask adds to the scores of one head.
@@ -30,7 +30,7 @@ impl Workspace {
     ///
     /// # Errors
     /// [`BackendError::InvalidArgument`] for numbers that the graph cannot run with.
-    pub(super) fn bind(&mut self, plan: &Plan, tokens: usize, past: usize) -> Result<(), BackendError> {
+    pub(crate) fn bind(&mut self, plan: &Plan, tokens: usize, past: usize) -> Result<(), BackendError> {
         let rows = self.selected.len();
         plan.sizes
             .evaluate(plan.bind(tokens, rows, past), &mut self.sizes)
@@ -39,6 +39,8 @@ impl Workspace {
         for buffer in &plan.buffers {
             let (slot, elements) = (&mut self.slots[buffer.slot], self.sizes.get(buffer.elements));
             if slot.len() < elements {
+                // Not twice as much as is needed, as a vector grows by itself.
+                slot.reserve_exact(elements - slot.len());
                 slot.resize(elements, 0.0);
             }
         }
@@ -48,6 +50,19 @@ impl Workspace {
         }
         self.tables.resize_with(plan.tables.len(), Default::default);
         Ok(())
+    }
+
+    /// Bytes of activations, without the kernels' own.
+    pub(crate) fn activation_bytes(&self) -> usize {
+        let floats: usize = self.slots.iter().map(Vec::capacity).sum();
+        let tables: usize = self.tables.iter().map(|(cos, sin)| cos.capacity() + sin.capacity()).sum();
+        let integers: usize = self.integers.iter().map(Vec::len).sum();
+        (floats + tables + self.mask.capacity()) * size_of::<f32>() + integers * size_of::<i64>()
+    }
+
+    /// All bytes that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.activation_bytes() + self.scratch.bytes()
     }
 
     pub(super) fn sizes(&self) -> &Sizes {

@@ -46,7 +46,13 @@ impl Executor {
     }
 
     /// A [`Step::StoreKv`](crate::plan::Step::StoreKv) of `[1, heads, tokens, head_dim]` with contiguous rows.
-    pub(super) fn store_kv(&self, tensor: usize, from: &View, batch: &mut [Active<'_>], workspace: &Workspace) {
+    pub(super) fn store_kv(
+        &self,
+        tensor: usize,
+        from: &View,
+        batch: &mut [Active<'_>],
+        workspace: &Workspace,
+    ) {
         let isa = self.pool.isa();
         let layout = workspace.layout(from);
         let from = self.floats(from.root, workspace);
@@ -58,7 +64,8 @@ impl Executor {
             let mut elements = tensor.elements_mut();
             for head in 0..heads {
                 for row in 0..new {
-                    let start = layout.offset + head * layout.strides()[1] + (token + row) * layout.strides()[2];
+                    let start =
+                        layout.offset + head * layout.strides()[1] + (token + row) * layout.strides()[2];
                     let place = (head * length + past + row) * width;
                     kernels::store(isa, &from[start..start + width], elements.slice(place..place + width));
                 }

@@ -108,7 +108,9 @@ impl Compiler<'_> {
             let place = match role {
                 Role::CacheTensor(tensor) if self.packed => Place::Cache(tensor),
                 Role::CacheTensor(tensor) => Place::View(self.view_of(Root::CacheTensor(tensor), id)),
-                Role::WriteIndices | Role::KvLengths | Role::QueryLengths if self.packed => Place::PerSequence,
+                Role::WriteIndices | Role::KvLengths | Role::QueryLengths if self.packed => {
+                    Place::PerSequence
+                }
                 _ => {
                     self.integer_inputs.push(role);
                     Place::View(self.new_integers(id))
@@ -381,7 +383,8 @@ impl Compiler<'_> {
     /// Whether this group may overwrite the buffer of a view: no later group reads any value in it.
     fn may_overwrite(&self, view: &View) -> bool {
         let sharers = self.sharers.get(&view.root);
-        let dead = sharers.is_none_or(|values| values.iter().all(|&value| self.groups.is_dead_after(value, self.at)));
+        let dead = sharers
+            .is_none_or(|values| values.iter().all(|&value| self.groups.is_dead_after(value, self.at)));
         dead && matches!(view.root, Root::Buffer(_))
     }
 }

@@ -57,7 +57,8 @@ impl Groups {
         let private_linear = |value: ValueId| {
             let id = *producers.get(&resolve(value))?;
             let node = graph.node(id);
-            let private = !outputs.contains(&node.output) && users.get(&node.output).is_some_and(|u| u.len() == 1);
+            let private =
+                !outputs.contains(&node.output) && users.get(&node.output).is_some_and(|u| u.len() == 1);
             (private && matches!(node.op, Op::Linear)).then_some(id)
         };
         let x = |id: NodeId| resolve(graph.node(id).inputs[0]);
@@ -68,7 +69,8 @@ impl Groups {
         for (id, node) in graph.nodes() {
             match node.op {
                 Op::SiluMul => {
-                    if let (Some(gate), Some(up)) = (private_linear(node.inputs[0]), private_linear(node.inputs[1]))
+                    if let (Some(gate), Some(up)) =
+                        (private_linear(node.inputs[0]), private_linear(node.inputs[1]))
                         && gate != up
                         && x(gate) == x(up)
                         && !has_bias(gate)
@@ -152,7 +154,9 @@ impl Group {
     pub(super) fn node(&self) -> Option<NodeId> {
         match self {
             Self::Linears(ids) => ids.first().copied(),
-            Self::One(id) | Self::LinearSiluMul { mul: id, .. } | Self::LinearAdd { add: id, .. } => Some(*id),
+            Self::One(id) | Self::LinearSiluMul { mul: id, .. } | Self::LinearAdd { add: id, .. } => {
+                Some(*id)
+            }
         }
     }
 }

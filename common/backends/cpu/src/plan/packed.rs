@@ -36,7 +36,10 @@ pub(super) fn check_packed(graph: &Graph, signature: &Signature) -> Result<(), B
             Role::InputIds | Role::PositionIds => Kind::Tokens(1),
             Role::CacheTensor(_) => Kind::Cache,
             Role::Start | Role::End => {
-                return Err(unsupported(format!("the input {:?} beside write_indices", graph.value(id).name)));
+                return Err(unsupported(format!(
+                    "the input {:?} beside write_indices",
+                    graph.value(id).name
+                )));
             }
             Role::WriteIndices | Role::KvLengths | Role::QueryLengths => Kind::Sequences(role),
         };
@@ -57,7 +60,10 @@ pub(super) fn check_packed(graph: &Graph, signature: &Signature) -> Result<(), B
     }
     for id in &signature.cache_outputs {
         if kinds.get(id) != Some(&Kind::Cache) {
-            return Err(unsupported(format!("the output {:?}, which is no updated cache", graph.value(*id).name)));
+            return Err(unsupported(format!(
+                "the output {:?}, which is no updated cache",
+                graph.value(*id).name
+            )));
         }
     }
     Ok(())
@@ -146,7 +152,9 @@ fn node_kind(graph: &Graph, node: &Node, inputs: &[Kind]) -> Option<Kind> {
             (None, None) => None,
             _ => return None,
         },
-        Op::ScaledDotProductAttention(_) | Op::KvCacheUpdate | Op::LastToken | Op::Cast { .. } => return None,
+        Op::ScaledDotProductAttention(_) | Op::KvCacheUpdate | Op::LastToken | Op::Cast { .. } => {
+            return None;
+        }
     };
     Some(axis.map_or(Kind::Constant, Kind::Tokens))
 }

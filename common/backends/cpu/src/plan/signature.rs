@@ -128,7 +128,9 @@ impl Signature {
             let bound = Some(id) == self.batch
                 || id == self.seq
                 || self.indices.iter().any(|(_, dim)| dim.as_symbol() == Some(id));
-            let used = graph.values().any(|(_, value)| value.shape.iter().any(|dim| dim.parts().1.contains_key(&id)));
+            let used = graph
+                .values()
+                .any(|(_, value)| value.shape.iter().any(|dim| dim.parts().1.contains_key(&id)));
             if used && !bound {
                 return Err(unsupported(format!("the symbol {:?}, which no input gives", symbol.name)));
             }
@@ -148,7 +150,10 @@ impl Signature {
 fn cache_shape(value: &Value) -> Result<CacheShape, BackendError> {
     let fixed = |dim: &Dim| dim.as_constant().and_then(|dim| usize::try_from(dim).ok());
     let [_, heads, length, head_dim] = &value.shape[..] else {
-        return Err(unsupported(format!("the cache {:?}: not of shape [batch, heads, length, head_dim]", value.name)));
+        return Err(unsupported(format!(
+            "the cache {:?}: not of shape [batch, heads, length, head_dim]",
+            value.name
+        )));
     };
     match (fixed(heads), fixed(length), fixed(head_dim)) {
         (Some(heads), Some(length), Some(head_dim)) if value.dtype.is_float() => {

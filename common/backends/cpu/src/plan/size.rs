@@ -130,7 +130,8 @@ impl SizeTable {
     }
 
     fn insert(&mut self, polynomial: Polynomial) -> SizeId {
-        let polynomial: Polynomial = polynomial.into_iter().filter(|(_, coefficient)| *coefficient != 0).collect();
+        let polynomial: Polynomial =
+            polynomial.into_iter().filter(|(_, coefficient)| *coefficient != 0).collect();
         if let Some(&id) = self.ids.get(&polynomial) {
             return id;
         }

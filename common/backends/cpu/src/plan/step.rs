@@ -49,7 +49,7 @@ pub(crate) enum Step {
     /// Attention of `[1, heads, tokens, head_dim]` over each sequence's cache.
     CachedAttention { q: View, key: usize, value: usize, attention: Attention, to: View },
     /// Attention over keys and values of this step.
-    Attention { q: View, k: View, v: View, mask: Option<Mask>, kv_lengths: Option<View>, attention: Attention, to: View },
+    Attention(Box<DenseAttention>),
     /// The rows `[1, tokens, width]` whose logits are wanted.
     SelectRows { from: View, to: View },
 }
@@ -114,6 +114,19 @@ impl Attention {
     }
 }
 
+/// A [`Step::Attention`]: `[1, heads, tokens, head_dim]` over `[1, kv_heads, length, …]`, all with contiguous rows.
+#[derive(Debug)]
+pub(crate) struct DenseAttention {
+    pub(crate) q: View,
+    pub(crate) k: View,
+    pub(crate) v: View,
+    pub(crate) mask: Option<Mask>,
+    /// How many of the keys exist, where it is not all of them.
+    pub(crate) kv_lengths: Option<View>,
+    pub(crate) attention: Attention,
+    pub(crate) to: View,
+}
+
 /// The mask of a [`Step::Attention`], of shape `[1, heads, queries, keys]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Mask {
@@ -161,7 +174,8 @@ impl Step {
             Self::RotaryTable { .. } => {}
             Self::StoreKv { from, .. } | Self::StoreCache { from, .. } => view(from),
             Self::CachedAttention { q, to, .. } => [q, to].into_iter().for_each(view),
-            Self::Attention { q, k, v, mask, to, .. } => {
+            Self::Attention(dense) => {
+                let DenseAttention { q, k, v, mask, to, .. } = &**dense;
                 [q, k, v, to].into_iter().chain(mask.iter().map(|mask| &mask.view)).for_each(view);
             }
         }

@@ -57,7 +57,8 @@ impl View {
     /// Whether its elements lie without gaps in the order of some permutation of its axes that leaves the last axis
     /// innermost: then a function of rows runs over the memory as it lies.
     pub(crate) fn is_dense(&self, sizes: &mut SizeTable) -> bool {
-        let mut axes: Vec<usize> = (0..self.dims.len()).filter(|&axis| !sizes.is_one(self.dims[axis])).collect();
+        let mut axes: Vec<usize> =
+            (0..self.dims.len()).filter(|&axis| !sizes.is_one(self.dims[axis])).collect();
         let mut expected = sizes.constant(1);
         if let Some(last) = self.dims.len().checked_sub(1)
             && let Some(place) = axes.iter().position(|&axis| axis == last)
@@ -116,7 +117,8 @@ impl View {
         let zero = sizes.constant(0);
         let mut strides = vec![zero; missing];
         for (axis, &stride) in self.strides.iter().enumerate() {
-            let stretched = sizes.is_one(self.dims[axis]) && dims.get(missing + axis) != Some(&self.dims[axis]);
+            let stretched =
+                sizes.is_one(self.dims[axis]) && dims.get(missing + axis) != Some(&self.dims[axis]);
             strides.push(if stretched { zero } else { stride });
         }
         Self { root: self.root, offset: self.offset, dims: dims.to_vec(), strides }
@@ -143,7 +145,9 @@ impl View {
         }
         let one = sizes.constant(1);
         let mut strides = vec![one; dims.len()];
-        for (&a, &b) in old[..front].iter().zip(&new).chain(old[old.len() - back..].iter().zip(&new[new.len() - back..])) {
+        for (&a, &b) in
+            old[..front].iter().zip(&new).chain(old[old.len() - back..].iter().zip(&new[new.len() - back..]))
+        {
             strides[b] = self.strides[a];
         }
         let mut stride = old_middle.last().map_or(one, |&axis| self.strides[axis]);
@@ -156,8 +160,12 @@ impl View {
 
     /// Its numbers in one step.
     pub(crate) fn resolve(&self, sizes: &Sizes) -> Layout {
-        let mut layout =
-            Layout { offset: sizes.get(self.offset), rank: self.dims.len(), dims: [1; MAX_RANK], strides: [0; MAX_RANK] };
+        let mut layout = Layout {
+            offset: sizes.get(self.offset),
+            rank: self.dims.len(),
+            dims: [1; MAX_RANK],
+            strides: [0; MAX_RANK],
+        };
         for (axis, (&dim, &stride)) in self.dims.iter().zip(&self.strides).enumerate() {
             layout.dims[axis] = sizes.get(dim);
             layout.strides[axis] = sizes.get(stride);

@@ -46,7 +46,8 @@ impl MappedWeights {
         // SAFETY: the file is a content-addressed blob of a local store: it is written under another name, renamed
         // into place when it is complete, and never changed afterwards. Removing it leaves the mapping alive.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| io_error(path, error))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| corrupt(error.to_string()))?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| corrupt(error.to_string()))?;
         let data = size_of::<u64>() + header;
         let mut tensors = BTreeMap::new();
         for (_, value, _) in graph.weights() {
@@ -56,7 +57,8 @@ impl MappedWeights {
                 let (found, expected) = (info.dtype, value.dtype);
                 return Err(corrupt(format!("tensor {name:?} has dtype {found}, expected {expected}")));
             }
-            let expected = value.shape.iter().map(|dim| dim.as_constant().and_then(|dim| usize::try_from(dim).ok()));
+            let expected =
+                value.shape.iter().map(|dim| dim.as_constant().and_then(|dim| usize::try_from(dim).ok()));
             if !expected.clone().eq(info.shape.iter().map(|&dim| Some(dim))) {
                 let expected: Vec<_> = expected.flatten().collect();
                 let found = &info.shape;
@@ -84,7 +86,9 @@ impl MappedWeights {
         match tensor.dtype {
             DType::F16 => Elements::F16(bytemuck::try_cast_slice::<u8, f16>(bytes).unwrap_or_default()),
             DType::Bf16 => Elements::Bf16(bytemuck::try_cast_slice::<u8, bf16>(bytes).unwrap_or_default()),
-            DType::F32 | DType::I64 | DType::Bool => Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or_default()),
+            DType::F32 | DType::I64 | DType::Bool => {
+                Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or_default())
+            }
         }
     }
 

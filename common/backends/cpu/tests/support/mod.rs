@@ -1,12 +1,10 @@
-//! From a graph to a loaded engine.
+//! From a graph to the files of an engine.
 
-#![expect(dead_code, reason = "every test file uses its own part")]
+#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::collections::BTreeMap;
 
-use roundhouse_backend::{
-    BackendError, BuildProgress, Builder as _, Cache, LogitsRequest, Model, Runtime as _, Sequence, WeightSource,
-};
+use roundhouse_backend::{BackendError, BuildProgress, Builder as _, WeightSource};
 use roundhouse_backend_cpu::{CpuBuilder, CpuOptions, CpuRuntime};
 use roundhouse_engine::{
     BackendKind, CacheKind, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest, ModelInfo, Precision,
@@ -86,31 +84,4 @@ pub(crate) fn build(graph: Graph, weights: &dyn WeightSource, options: &EngineOp
         created_unix_ms: 0,
     };
     Built { files: EngineFiles { manifest, paths }, _directory: directory }
-}
-
-/// A loaded engine. The model goes before the folder whose files it has mapped.
-pub(crate) struct Engine {
-    pub(crate) model: Box<dyn Model>,
-    _built: Built,
-}
-
-impl Engine {
-    /// Lowers, builds and loads a model's graph.
-    pub(crate) fn new(graph: Graph, weights: &dyn WeightSource, options: &EngineOptions) -> Self {
-        let (graph, _) = roundhouse_lowering::lower(graph, options).unwrap();
-        let built = build(graph, weights, options);
-        Self { model: runtime().load(&built.files).unwrap(), _built: built }
-    }
-
-    /// An empty cache.
-    pub(crate) fn cache(&self, capacity: usize) -> Box<dyn Cache> {
-        self.model.new_cache(capacity).unwrap()
-    }
-
-    /// Appends tokens to one sequence; the logits asked for.
-    pub(crate) fn step(&self, cache: &mut dyn Cache, tokens: &[u32], request: LogitsRequest) -> Vec<f32> {
-        let mut logits = Vec::new();
-        self.model.forward(&mut [Sequence { cache, tokens, request, logits: &mut logits }]).unwrap();
-        logits
-    }
 }

@@ -138,7 +138,8 @@ impl Plan {
             .sum();
         for (index, sequence) in sequences.iter().enumerate() {
             let (tokens, len) = (sequence.tokens, sequence.keys.len);
-            let cost = |queries: usize, keys: usize| queries * group * keys * (args.head_dim + args.value_dim);
+            let cost =
+                |queries: usize, keys: usize| queries * group * keys * (args.head_dim + args.value_dim);
             if tokens == 0 {
                 continue;
             }
@@ -169,7 +170,12 @@ impl Plan {
                         let queries = start..(start + step).min(tokens);
                         let keys = args.visible_to_any(queries.clone(), tokens, len);
                         let cost = cost(queries.len(), keys.len());
-                        plan.units.push(Unit { sequence: index, kv_head, work: Work::Queries(queries), cost });
+                        plan.units.push(Unit {
+                            sequence: index,
+                            kv_head,
+                            work: Work::Queries(queries),
+                            cost,
+                        });
                     }
                 }
             }
@@ -187,7 +193,10 @@ pub(super) fn run(
     args: &AttentionArgs,
     sequences: &mut [AttentionSequence<'_>],
 ) {
-    assert!(args.kv_heads == 0 || args.query_heads.is_multiple_of(args.kv_heads), "query heads come in whole groups");
+    assert!(
+        args.kv_heads == 0 || args.query_heads.is_multiple_of(args.kv_heads),
+        "query heads come in whole groups"
+    );
     let isa = pool.isa();
     let (lanes, tile_rows) = isa.dispatch(VectorShape);
     let sequences: Vec<Sequence<'_>> =
@@ -253,4 +262,3 @@ unsafe fn run_unit(
         }
     }
 }
-

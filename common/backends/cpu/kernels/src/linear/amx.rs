@@ -29,6 +29,19 @@ const ROWS: usize = 16;
 /// Length of a tile, in `f32`s: 16 rows of 64 bytes.
 const TILE: usize = 256;
 
+/// How many columns ahead of the conversion the weights are asked for.
+const PREFETCH_COLUMNS: usize = 4 * STEP;
+
+/// How many elements of a weight ahead of `column`, of a tile of rows of `k`, to ask for: columns further on in the same row,
+/// and at its end the first ones of the row that is so many rows further on, in the next tile.
+fn prefetch_distance(column: usize, k: usize) -> usize {
+    if column + PREFETCH_COLUMNS < k {
+        PREFETCH_COLUMNS
+    } else {
+        ROWS * k + PREFETCH_COLUMNS - k.min(PREFETCH_COLUMNS)
+    }
+}
+
 /// Whether this machine has the unit and the system lets this process use it.
 pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
@@ -110,8 +123,8 @@ impl Engine for Amx {
     }
 
     fn panel_len(self, k: usize) -> usize {
-        // Two tiles of rows in two terms, and the four tiles of a result.
-        (k.div_ceil(STEP) * 4 + 4) * TILE
+        // Two tiles of rows in two terms, and two results of four tiles.
+        (k.div_ceil(STEP) * 4 + 8) * TILE
     }
 
     fn enter(self) -> impl Sized {
@@ -120,7 +133,9 @@ impl Engine for Amx {
         config.row_bytes[..8].fill(64);
         config.rows[..8].fill(16);
         // SAFETY: `self` is proof of the unit; the configuration is a valid one.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) }
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags))
+        }
         Tiles
     }
 
@@ -131,10 +146,17 @@ impl Engine for Amx {
         unsafe { pack_tile(x.as_ptr(), stride, rows, k, packed.as_mut_ptr()) }
     }
 
-    unsafe fn multiply(self, weight: Elements<'_>, k: usize, tiles: &[f32], to: &Output<'_>, panel: &mut [f32]) {
+    unsafe fn multiply(
+        self,
+        weight: Elements<'_>,
+        k: usize,
+        tiles: &[f32],
+        to: &Output<'_>,
+        panel: &mut [f32],
+    ) {
         assert!(to.columns <= 2 * ROWS && weight.len() == to.columns * k && panel.len() >= self.panel_len(k));
         assert!(tiles.len() >= to.rows.div_ceil(ROWS) * self.packed_tile_len(k));
-        let (result, panel) = panel.split_at_mut(4 * TILE);
+        let (result, panel) = panel.split_at_mut(8 * TILE);
         // SAFETY: the slices are as long as was checked, `self` is proof of the features, and the caller promises the
         // output's elements and that the tiles are set up.
         unsafe {
@@ -188,7 +210,12 @@ unsafe fn pack_tile(x: *const f32, stride: usize, rows: usize, k: usize, packed:
             // SAFETY: n elements of the row follow the column.
             let (first, second) = unsafe {
                 let from = x.add(row * stride + column);
-                (s.load_partial(from, n.min(16)), s.load_partial(from.add(n.min(16)), n.saturating_sub(16)))
+                if n == STEP {
+                    (s.load(from), s.load(from.add(16)))
+                } else {
+                    let low = n.min(16);
+                    (s.load_partial(from, low), s.load_partial(from.add(low), n - low))
+                }
             };
             // SAFETY: the caller vouches for the features.
             let terms = unsafe { split(first, second) };
@@ -215,24 +242,26 @@ unsafe fn pack_f16(weight: &[f16], rows: usize, k: usize, panel: *mut f32) {
     // SAFETY: the caller vouches for the features.
     let s = unsafe { Avx512::assume_available() };
     let steps = k.div_ceil(STEP);
-    for row in 0..2 * ROWS {
-        // SAFETY: n elements of a row of the weight follow the column; the panel has room for every step of every row.
-        unsafe {
-            let to = panel.add((row / ROWS * steps * 2) * TILE + row % ROWS * 16);
-            for step in 0..steps {
-                let to = to.add(step * 2 * TILE);
-                let n = if row < rows { (k - step * STEP).min(STEP) } else { 0 };
-                let (first, second) = if n == STEP {
-                    let from = weight.as_ptr().add(row * k + step * STEP);
-                    (s.load_f16(from), s.load_f16(from.add(16)))
-                } else if n > 0 {
-                    let from = weight.as_ptr().add(row * k + step * STEP);
-                    let low = n.min(16);
-                    (s.load_f16_partial(from, low), s.load_f16_partial(from.add(low), n - low))
-                } else {
-                    (s.splat(0.0), s.splat(0.0))
-                };
+    for step in 0..2 * steps {
+        let (first_row, column) = (step / steps * ROWS, step % steps * STEP);
+        let (n, ahead) = ((k - column).min(STEP), prefetch_distance(column, k));
+        for row in 0..ROWS {
+            // SAFETY: n elements of a row of the weight follow the column; the panel has room for every step.
+            unsafe {
+                let (mut first, mut second) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+                if first_row + row < rows {
+                    let from = weight.as_ptr().add((first_row + row) * k + column);
+                    s.prefetch(from.wrapping_add(ahead));
+                    if n == STEP {
+                        (first, second) = (s.load_f16(from), s.load_f16(from.add(16)));
+                    } else {
+                        let low = n.min(16);
+                        first = s.load_f16_partial(from, low);
+                        second = s.load_f16_partial(from.add(low), n - low);
+                    }
+                }
                 let (high, low) = split(first, second);
+                let to = panel.add(step * 2 * TILE + row * 16);
                 _mm512_storeu_si512(to.cast(), high);
                 _mm512_storeu_si512(to.add(TILE).cast(), low);
             }
@@ -246,16 +275,24 @@ unsafe fn pack_f16(weight: &[f16], rows: usize, k: usize, panel: *mut f32) {
 /// The panel has room for one term of 32 rows, and the machine has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn pack_bf16(weight: &[bf16], rows: usize, k: usize, panel: *mut f32) {
+    // SAFETY: the caller vouches for the features.
+    let s = unsafe { Avx512::assume_available() };
     let steps = k.div_ceil(STEP);
-    for row in 0..2 * ROWS {
-        // SAFETY: n elements of a row of the weight follow the column; the panel has room for every step of every row.
-        unsafe {
-            let to = panel.add((row / ROWS * steps) * TILE + row % ROWS * 16);
-            for step in 0..steps {
-                let n = if row < rows { (k - step * STEP).min(STEP) } else { 0 };
-                let mask = ((1u64 << n) - 1) as u32;
-                let from = if n > 0 { weight.as_ptr().add(row * k + step * STEP) } else { weight.as_ptr() };
-                _mm512_storeu_si512(to.add(step * TILE).cast(), _mm512_maskz_loadu_epi16(mask, from.cast()));
+    for step in 0..2 * steps {
+        let (first_row, column) = (step / steps * ROWS, step % steps * STEP);
+        let mask = ((1u64 << (k - column).min(STEP)) - 1) as u32;
+        let ahead = prefetch_distance(column, k);
+        for row in 0..ROWS {
+            // SAFETY: the elements that the mask selects follow the column in a row of the weight; the panel has room for
+            // every step.
+            unsafe {
+                let mut values = _mm512_setzero_si512();
+                if first_row + row < rows {
+                    let from = weight.as_ptr().add((first_row + row) * k + column);
+                    s.prefetch(from.wrapping_add(ahead));
+                    values = _mm512_maskz_loadu_epi16(mask, from.cast());
+                }
+                _mm512_storeu_si512(panel.add(step * TILE + row * 16).cast(), values);
             }
         }
     }
@@ -277,6 +314,9 @@ unsafe fn multiply(
 ) {
     let tile_len = steps * 2 * TILE;
     let lower = steps * terms * TILE;
+    // The result of one pair of tiles is stored while the unit still works on the next one.
+    let (mut result, mut pending) = result.split_at_mut(4 * TILE);
+    let mut pending_row = None;
     for row in (0..to.rows).step_by(2 * ROWS) {
         let x = tiles[row / ROWS * tile_len..].as_ptr();
         // A second tile that is not there is the first one again; its result is not stored.
@@ -290,125 +330,114 @@ unsafe fn multiply(
             } else {
                 multiply_one_term(a, b, steps, result.as_mut_ptr());
             }
-            store(result, row, to);
+            if let Some(row) = pending_row {
+                store(pending, row, to);
+            }
         }
+        pending_row = Some(row);
+        std::mem::swap(&mut result, &mut pending);
+    }
+    if let Some(row) = pending_row {
+        // SAFETY: the pending result is four tiles.
+        unsafe { store(pending, row, to) }
     }
 }
 
-/// The four tiles of the product of two tiles of rows of weights in two terms and two tiles of activations: those of the
-/// first rows, then those of the second.
-///
-/// # Safety
-/// Every pointer has `2 * steps` tiles, the result is four tiles, and the tile registers are set up.
-unsafe fn multiply_two_terms(a: [*const f32; 2], b: [*const f32; 2], steps: usize, result: *mut f32) {
-    // SAFETY: only tiles that the caller promises are read or written, and the tile registers are declared.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "test {steps}, {steps}",
-            "jz 3f",
-            "2:",
-            "tileloadd tmm4, [{a0} + {row}]",
-            "tileloadd tmm6, [{b0} + {row} + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b1} + {row} + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a1} + {row}]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "tileloadd tmm6, [{b0} + {row}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b1} + {row}]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "tileloadd tmm4, [{a0} + {row} + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a1} + {row} + 1024]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a0}, 2048",
-            "add {a1}, 2048",
-            "add {b0}, 2048",
-            "add {b1}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "3:",
-            "tilestored [{result} + {row}], tmm0",
-            "tilestored [{result} + {row} + 1024], tmm1",
-            "tilestored [{result} + {row} + 2048], tmm2",
-            "tilestored [{result} + {row} + 3072], tmm3",
-            a0 = inout(reg) a[0] => _,
-            a1 = inout(reg) a[1] => _,
-            b0 = inout(reg) b[0] => _,
-            b1 = inout(reg) b[1] => _,
-            steps = inout(reg) steps => _,
-            row = in(reg) 64usize,
-            result = in(reg) result,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
+/// Defines a function that makes the four tiles of the product of two tiles of rows of weights and two tiles of activations:
+/// those of the first rows, then those of the second. Each step multiplies the high terms of the weights with the low and the
+/// high ones of the activations, and then does what `$low_weights` says; meanwhile it asks for the next activations, which
+/// come from the second-level cache.
+macro_rules! multiply_tiles {
+    ($(#[$doc:meta])* $name:ident, $weight_bytes:literal, [$($low_weights:literal,)*]) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The weights and activations have `steps` steps, the result is four tiles, and the tile registers are set up.
+        unsafe fn $name(a: [*const f32; 2], b: [*const f32; 2], steps: usize, result: *mut f32) {
+            // SAFETY: only tiles that the caller promises are read or written, prefetches need nothing readable, and the
+            // tile registers are declared.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "test {steps}, {steps}",
+                    "jz 3f",
+                    "2:",
+                    "tileloadd tmm4, [{a0} + {row}]",
+                    "tileloadd tmm6, [{b0} + {row} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    ".irp offset, 2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496",
+                    "prefetcht0 [{b0} + \\offset]",
+                    "prefetcht0 [{b1} + \\offset]",
+                    ".endr",
+                    "tileloadd tmm7, [{b1} + {row} + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {row}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    ".irp offset, 2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008",
+                    "prefetcht0 [{b0} + \\offset]",
+                    "prefetcht0 [{b1} + \\offset]",
+                    ".endr",
+                    "tileloadd tmm6, [{b0} + {row}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {row}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    ".irp offset, 3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520",
+                    "prefetcht0 [{b0} + \\offset]",
+                    "prefetcht0 [{b1} + \\offset]",
+                    ".endr",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    ".irp offset, 3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032",
+                    "prefetcht0 [{b0} + \\offset]",
+                    "prefetcht0 [{b1} + \\offset]",
+                    ".endr",
+                    $($low_weights,)*
+                    concat!("add {a0}, ", $weight_bytes),
+                    concat!("add {a1}, ", $weight_bytes),
+                    "add {b0}, 2048",
+                    "add {b1}, 2048",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "3:",
+                    "tilestored [{result} + {row}], tmm0",
+                    "tilestored [{result} + {row} + 1024], tmm1",
+                    "tilestored [{result} + {row} + 2048], tmm2",
+                    "tilestored [{result} + {row} + 3072], tmm3",
+                    a0 = inout(reg) a[0] => _,
+                    a1 = inout(reg) a[1] => _,
+                    b0 = inout(reg) b[0] => _,
+                    b1 = inout(reg) b[1] => _,
+                    steps = inout(reg) steps => _,
+                    row = in(reg) 64usize,
+                    result = in(reg) result,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
 }
 
-/// As [`multiply_two_terms`], for weights in one term.
-///
-/// # Safety
-/// The weights have `steps` tiles and the activations `2 * steps`, the result is four tiles, and the tile registers are set
-/// up.
-unsafe fn multiply_one_term(a: [*const f32; 2], b: [*const f32; 2], steps: usize, result: *mut f32) {
-    // SAFETY: only tiles that the caller promises are read or written, and the tile registers are declared.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "test {steps}, {steps}",
-            "jz 3f",
-            "2:",
-            "tileloadd tmm4, [{a0} + {row}]",
-            "tileloadd tmm6, [{b0} + {row} + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b1} + {row} + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a1} + {row}]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "tileloadd tmm6, [{b0} + {row}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b1} + {row}]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a0}, 1024",
-            "add {a1}, 1024",
-            "add {b0}, 2048",
-            "add {b1}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "3:",
-            "tilestored [{result} + {row}], tmm0",
-            "tilestored [{result} + {row} + 1024], tmm1",
-            "tilestored [{result} + {row} + 2048], tmm2",
-            "tilestored [{result} + {row} + 3072], tmm3",
-            a0 = inout(reg) a[0] => _,
-            a1 = inout(reg) a[1] => _,
-            b0 = inout(reg) b[0] => _,
-            b1 = inout(reg) b[1] => _,
-            steps = inout(reg) steps => _,
-            row = in(reg) 64usize,
-            result = in(reg) result,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
+multiply_tiles! {
+    /// Weights in one term.
+    multiply_one_term, "1024", []
+}
+
+multiply_tiles! {
+    /// Weights in two terms, of which the low one is multiplied with the high one of the activations.
+    multiply_two_terms, "2048", [
+        "tileloadd tmm4, [{a0} + {row} + 1024]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{a1} + {row} + 1024]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+    ]
 }
 
 /// Stores the four tiles of a result, transposed, from row `row` of the output on.
@@ -427,7 +456,10 @@ unsafe fn store(result: &[f32], row: usize, to: &Output<'_>) {
         let n = (to.columns - column).min(ROWS);
         // SAFETY: a tile is 16 rows of 16; n elements of the bias and of each row of the output follow the column.
         unsafe {
-            let from: [__m512; ROWS] = std::array::from_fn(|i| _mm512_loadu_ps(tile.as_ptr().add(i * 16)));
+            let mut from = [_mm512_setzero_ps(); ROWS];
+            for (i, vector) in from.iter_mut().enumerate() {
+                *vector = _mm512_loadu_ps(tile.as_ptr().add(i * 16));
+            }
             let rows = crate::simd::transpose_16(from);
             let bias = to.bias.map(|bias| s.load_partial(bias[column..column + n].as_ptr(), n));
             for (i, mut sum) in rows.into_iter().enumerate().take(to.rows - row) {

@@ -7,7 +7,7 @@ use crate::Elements;
 use crate::isa::{Isa, Kernel};
 use crate::simd::{Element, Simd};
 
-use super::gemm::{Engine, VectorShape, Output};
+use super::gemm::{Engine, Output, VectorShape};
 
 /// Most columns of a block.
 const BLOCK_COLUMNS: usize = 320;
@@ -56,7 +56,14 @@ impl Engine for Fma {
         }
     }
 
-    unsafe fn multiply(self, weight: Elements<'_>, k: usize, tiles: &[f32], to: &Output<'_>, panel: &mut [f32]) {
+    unsafe fn multiply(
+        self,
+        weight: Elements<'_>,
+        k: usize,
+        tiles: &[f32],
+        to: &Output<'_>,
+        panel: &mut [f32],
+    ) {
         match weight {
             Elements::F32(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
             Elements::F16(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
@@ -135,9 +142,16 @@ impl Part {
     /// `x` has `k` columns of `S::TILE_ROWS >= R` elements, `panel` as many of two vectors, and nothing else uses the
     /// elements of the output meanwhile.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, const R: usize>(&self, s: S, x: *const f32, panel: *const f32, to: &Output<'_>) {
+    unsafe fn multiply<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        x: *const f32,
+        panel: *const f32,
+        to: &Output<'_>,
+    ) {
         // SAFETY: the caller's promise is the same.
-        let sums = unsafe { tile::<S, f32, R>(s, x, 1, S::TILE_ROWS, panel, 2 * S::LANES, self.k, 2 * S::LANES) };
+        let sums =
+            unsafe { tile::<S, f32, R>(s, x, 1, S::TILE_ROWS, panel, 2 * S::LANES, self.k, 2 * S::LANES) };
         let bias = if self.first { to.bias } else { None };
         for (r, sums) in sums.into_iter().enumerate().take(self.rows) {
             let start = to.start + (self.row + r) * to.stride;
@@ -156,7 +170,8 @@ impl Part {
                         Some(bias) => s.add(sum, s.load_partial(bias[from..from + n].as_ptr(), n)),
                         None => sum,
                     };
-                    let sum = if to.accumulate || !self.first { s.add(s.load_partial(out, n), sum) } else { sum };
+                    let sum =
+                        if to.accumulate || !self.first { s.add(s.load_partial(out, n), sum) } else { sum };
                     s.store_partial(out, n, sum);
                 }
             }

@@ -40,7 +40,14 @@ pub(super) trait Engine: Copy + Sync {
     ///
     /// # Safety
     /// Nothing else uses the elements of `to` meanwhile, and the thread has [`enter`](Self::enter)ed.
-    unsafe fn multiply(self, weight: Elements<'_>, k: usize, tiles: &[f32], to: &Output<'_>, panel: &mut [f32]);
+    unsafe fn multiply(
+        self,
+        weight: Elements<'_>,
+        k: usize,
+        tiles: &[f32],
+        to: &Output<'_>,
+        panel: &mut [f32],
+    );
 }
 
 /// Where the product of a panel goes: element `(t, n)` to `start + t * stride + n`.
@@ -104,7 +111,8 @@ impl Problem<'_> {
             let rows = start..(start + at_once).min(self.m);
             self.pack(pool, engine, rows.clone(), tile_len, packed);
             let packed = &*packed;
-            let panels: usize = self.products.iter().map(|p| p.weight.rows.div_ceil(engine.panel_rows())).sum();
+            let panels: usize =
+                self.products.iter().map(|p| p.weight.rows.div_ceil(engine.panel_rows())).sum();
             let queue = Queue::new(panels * rows.len().div_ceil(block_rows), 1, pool.threads());
             pool.run(&|worker| {
                 let entered = engine.enter();

@@ -13,6 +13,10 @@ use crate::{Elements, Matrix, ThreadPool};
 
 use super::{GEMV_ROWS, Product};
 
+/// How far ahead of the loads the weights are asked for. The processor's own prefetchers stop at every page, and there is
+/// little else to do while memory answers.
+const PREFETCH_BYTES: usize = 4096;
+
 /// The least weights that a worker takes at a time, in bytes.
 const CHUNK_BYTES: usize = 16 * 1024;
 
@@ -241,25 +245,44 @@ pub(crate) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
     let whole = k - k % S::LANES;
     // SAFETY: whole vectors are loaded only where as many elements follow; prefetches need nothing readable.
     unsafe {
+        let mut row = [s.splat(0.0); M];
         for i in (0..whole).step_by(S::LANES) {
-            let x: [S::F32; M] = std::array::from_fn(|t| s.load(x.add(t * x_stride + i)));
+            for t in 0..M {
+                row[t] = s.load(x.add(t * x_stride + i));
+            }
             for r in 0..R {
-                let weight = E::load(s, w.add(r * w_stride + i));
+                let from = w.add(r * w_stride + i);
+                s.prefetch(from.wrapping_byte_add(PREFETCH_BYTES));
+                let weight = E::load(s, from);
                 for t in 0..M {
-                    sums[t][r] = s.mul_add(weight, x[t], sums[t][r]);
+                    sums[t][r] = s.mul_add(weight, row[t], sums[t][r]);
                 }
             }
         }
         if whole < k {
             let n = k - whole;
-            let x: [S::F32; M] = std::array::from_fn(|t| s.load_partial(x.add(t * x_stride + whole), n));
+            for t in 0..M {
+                row[t] = s.load_partial(x.add(t * x_stride + whole), n);
+            }
             for r in 0..R {
                 let weight = E::load_partial(s, w.add(r * w_stride + whole), n);
                 for t in 0..M {
-                    sums[t][r] = s.mul_add(weight, x[t], sums[t][r]);
+                    sums[t][r] = s.mul_add(weight, row[t], sums[t][r]);
                 }
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| s.reduce_add(sum)))
+    let mut totals = [[0.0; R]; M];
+    for (totals, sums) in totals.iter_mut().zip(&sums) {
+        let mut r = 0;
+        while r < R {
+            let last = R - 1;
+            let four = [sums[r], sums[(r + 1).min(last)], sums[(r + 2).min(last)], sums[(r + 3).min(last)]];
+            let four = s.reduce_add_4(four);
+            let count = (R - r).min(4);
+            totals[r..r + count].copy_from_slice(&four[..count]);
+            r += 4;
+        }
+    }
+    totals
 }

@@ -13,7 +13,9 @@ pub(crate) struct Avx2(());
 impl Avx2 {
     /// Whether this machine has it.
     pub(crate) fn is_available() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
     }
 
     /// # Safety
@@ -97,13 +99,9 @@ impl Simd for Avx2 {
         unsafe { _mm256_set1_ps(value) }
     }
     #[inline(always)]
-    fn reduce_add(self, a: __m256) -> f32 {
-        // SAFETY: `self` is proof of the features; only registers are touched.
-        unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
+    fn reduce_add_4(self, vectors: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: `self` is proof of the features.
+        unsafe { reduce_add_4(vectors) }
     }
     #[inline(always)]
     fn reduce_max(self, a: __m256) -> f32 {
@@ -205,6 +203,22 @@ impl Simd for Avx2 {
         // SAFETY: `self` is proof of the features, and a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
+}
+
+/// The sum of each vector.
+///
+/// # Safety
+/// The machine has AVX.
+#[inline(always)]
+pub(super) unsafe fn reduce_add_4([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let mut sums = [0.0; 4];
+    // SAFETY: the caller vouches for the feature; the array holds the four sums.
+    unsafe {
+        let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let four = _mm_add_ps(_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters));
+        _mm_storeu_ps(sums.as_mut_ptr(), four);
+    }
+    sums
 }
 
 /// # Safety

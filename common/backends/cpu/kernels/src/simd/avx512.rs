@@ -73,9 +73,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_set1_ps(value) }
     }
     #[inline(always)]
-    fn reduce_add(self, a: __m512) -> f32 {
-        // SAFETY: `self` is proof of the features.
-        unsafe { _mm512_reduce_add_ps(a) }
+    fn reduce_add_4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: `self` is proof of the features; only registers are touched.
+        unsafe {
+            let half = |v| _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::reduce_add_4([half(a), half(b), half(c), half(d)])
+        }
     }
     #[inline(always)]
     fn reduce_max(self, a: __m512) -> f32 {

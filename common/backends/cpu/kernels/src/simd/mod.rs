@@ -53,8 +53,13 @@ pub(crate) trait Simd: Copy {
     fn mul_pow2(self, a: Self::F32, n: Self::F32) -> Self::F32;
     /// `yes` where `a < b`, else `no`.
     fn select_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32;
-    /// The sum of all lanes.
-    fn reduce_add(self, a: Self::F32) -> f32;
+    /// The sum of all lanes of each vector, in one order wherever the vector stands.
+    fn reduce_add_4(self, vectors: [Self::F32; 4]) -> [f32; 4];
+    /// The sum of all lanes, in the order of [`reduce_add_4`](Self::reduce_add_4).
+    #[inline(always)]
+    fn reduce_add(self, a: Self::F32) -> f32 {
+        self.reduce_add_4([a; 4])[0]
+    }
     /// The largest of all lanes.
     fn reduce_max(self, a: Self::F32) -> f32;
 

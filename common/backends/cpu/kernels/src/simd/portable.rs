@@ -111,8 +111,8 @@ impl Simd for Portable {
         std::array::from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
     }
     #[inline(always)]
-    fn reduce_add(self, a: Lanes) -> f32 {
-        ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+    fn reduce_add_4(self, vectors: [Lanes; 4]) -> [f32; 4] {
+        vectors.map(|a| ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])))
     }
     #[inline(always)]
     fn reduce_max(self, a: Lanes) -> f32 {

@@ -7,17 +7,17 @@ use roundhouse_cpu_kernels::{Elements, Isa, Matrix};
 
 /// The types of weights and caches.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Type {
+pub(crate) enum Type {
     F32,
     F16,
     Bf16,
 }
 
-pub const TYPES: [Type; 3] = [Type::F32, Type::F16, Type::Bf16];
+pub(crate) const TYPES: [Type; 3] = [Type::F32, Type::F16, Type::Bf16];
 
 /// Owned numbers of a type.
 #[derive(Debug, Clone)]
-pub enum Numbers {
+pub(crate) enum Numbers {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
@@ -25,7 +25,7 @@ pub enum Numbers {
 
 impl Numbers {
     /// Of a type, rounded from these.
-    pub fn new(of: Type, values: &[f32]) -> Self {
+    pub(crate) fn new(of: Type, values: &[f32]) -> Self {
         match of {
             Type::F32 => Self::F32(values.to_vec()),
             Type::F16 => Self::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
@@ -33,7 +33,7 @@ impl Numbers {
         }
     }
 
-    pub fn elements(&self) -> Elements<'_> {
+    pub(crate) fn elements(&self) -> Elements<'_> {
         match self {
             Self::F32(values) => Elements::F32(values),
             Self::F16(values) => Elements::F16(values),
@@ -41,12 +41,12 @@ impl Numbers {
         }
     }
 
-    pub fn matrix(&self, rows: usize, columns: usize) -> Matrix<'_> {
+    pub(crate) fn matrix(&self, rows: usize, columns: usize) -> Matrix<'_> {
         Matrix { elements: self.elements(), rows, columns }
     }
 
     /// One of them, exactly.
-    pub fn at(&self, index: usize) -> f64 {
+    pub(crate) fn at(&self, index: usize) -> f64 {
         match self {
             Self::F32(values) => f64::from(values[index]),
             Self::F16(values) => f64::from(values[index]),
@@ -57,14 +57,14 @@ impl Numbers {
 
 /// Pseudo-random numbers (xorshift64*), the same on every run.
 #[derive(Debug)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -72,17 +72,17 @@ impl Random {
     }
 
     /// Between -1 and 1.
-    pub fn number(&mut self) -> f32 {
+    pub(crate) fn number(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    pub fn numbers(&mut self, len: usize, magnitude: f32) -> Vec<f32> {
+    pub(crate) fn numbers(&mut self, len: usize, magnitude: f32) -> Vec<f32> {
         (0..len).map(|_| self.number() * magnitude).collect()
     }
 }
 
 /// Every instruction set of this machine, with its name for messages.
-pub fn each_isa(test: impl Fn(Isa)) {
+pub(crate) fn each_isa(test: impl Fn(Isa)) {
     for isa in Isa::available() {
         eprintln!("instruction set: {}", isa.name());
         test(isa);
@@ -90,17 +90,21 @@ pub fn each_isa(test: impl Fn(Isa)) {
 }
 
 /// Checks that `found` is within `tolerance` of `expected`.
-pub fn assert_close(found: f32, expected: f64, tolerance: f64, what: impl std::fmt::Display) {
+pub(crate) fn assert_close(found: f32, expected: f64, tolerance: f64, what: impl std::fmt::Display) {
     let error = (f64::from(found) - expected).abs();
-    assert!(error <= tolerance, "{what}: {found} is not within {tolerance:e} of {expected} (error {error:e})");
+    assert!(
+        error <= tolerance,
+        "{what}: {found} is not within {tolerance:e} of {expected} (error {error:e})"
+    );
 }
 
 /// Distance in units in the last place of the fp32 nearest to `expected`.
-pub fn ulps(found: f32, expected: f64) -> f64 {
+pub(crate) fn ulps(found: f32, expected: f64) -> f64 {
     let nearest = expected as f32;
     if found == nearest || (found.is_nan() && nearest.is_nan()) {
         return 0.0;
     }
-    let unit = f64::from(f32::from_bits((nearest.abs().to_bits() & 0x7f80_0000).max(0x0080_0000))) * 2f64.powi(-23);
+    let unit =
+        f64::from(f32::from_bits((nearest.abs().to_bits() & 0x7f80_0000).max(0x0080_0000))) * 2f64.powi(-23);
     ((f64::from(found) - expected) / unit).abs()
 }

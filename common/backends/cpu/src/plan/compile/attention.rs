@@ -5,11 +5,15 @@ use roundhouse_graph::{AttentionAttributes, DType, Node, RotaryAttributes};
 
 use super::{Compiler, Place};
 use crate::error::unsupported;
-use crate::plan::step::{Attention, Mask, RotaryTable, Step};
+use crate::plan::step::{Attention, DenseAttention, Mask, RotaryTable, Step};
 use crate::plan::view::View;
 
 impl Compiler<'_> {
-    pub(super) fn rotary(&mut self, node: &Node, attributes: &RotaryAttributes) -> Result<Place, BackendError> {
+    pub(super) fn rotary(
+        &mut self,
+        node: &Node,
+        attributes: &RotaryAttributes,
+    ) -> Result<Place, BackendError> {
         let x = self.view(node.inputs[0])?;
         let positions = self.view(node.inputs[1])?;
         let positions = self.contiguous(&positions);
@@ -81,8 +85,8 @@ impl Compiler<'_> {
         };
         let lengths = node.inputs.last().copied().filter(|_| attributes.has_kv_lengths);
         let kv_lengths = lengths.map(|id| self.view(id)).transpose()?;
-        let step = Step::Attention { q, k, v, mask, kv_lengths, attention, to: to.clone() };
-        self.push_to(step, &to);
+        let dense = DenseAttention { q, k, v, mask, kv_lengths, attention, to: to.clone() };
+        self.push_to(Step::Attention(Box::new(dense)), &to);
         Ok(Place::View(to))
     }
 }

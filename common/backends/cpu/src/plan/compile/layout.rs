@@ -27,7 +27,13 @@ impl Compiler<'_> {
         Ok(Place::View(to))
     }
 
-    pub(super) fn slice(&mut self, node: &Node, axis: usize, start: &Dim, end: &Dim) -> Result<Place, BackendError> {
+    pub(super) fn slice(
+        &mut self,
+        node: &Node,
+        axis: usize,
+        start: &Dim,
+        end: &Dim,
+    ) -> Result<Place, BackendError> {
         let x = self.view(node.inputs[0])?;
         let (start, end) = (self.sizes.dim(start), self.sizes.dim(end));
         Ok(Place::View(x.slice(axis, start, end, &mut self.sizes)))

@@ -48,7 +48,12 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    pub(super) fn linear_add(&mut self, linear: &Node, residual: ValueId, add: &Node) -> Result<(), BackendError> {
+    pub(super) fn linear_add(
+        &mut self,
+        linear: &Node,
+        residual: ValueId,
+        add: &Node,
+    ) -> Result<(), BackendError> {
         let x = self.view(linear.inputs[0])?;
         let x = self.contiguous(&x);
         let residual = self.view(residual)?;

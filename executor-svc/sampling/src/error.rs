@@ -1,0 +1,35 @@
+//! What can go wrong between logits and a token.
+
+/// An error of this crate, by what it means to the caller.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SamplingError {
+    /// A parameter that cannot be.
+    #[error("{field} is {value}: expected {expected}")]
+    InvalidParameter {
+        /// The parameter's name in [`crate::SamplingParams`].
+        field: &'static str,
+        /// What it was.
+        value: f32,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// More log-probabilities asked for than are given.
+    #[error("logprobs is {found}: expected at most {limit}")]
+    TooManyLogprobs {
+        /// How many.
+        found: usize,
+        /// [`crate::MAX_TOP_LOGPROBS`].
+        limit: usize,
+    },
+    /// The model computed a logit that is NaN or infinite, so none of them means anything.
+    #[error("the logit of token {token} is {value}")]
+    LogitNotFinite {
+        /// The first such token.
+        token: usize,
+        /// Its logit.
+        value: f32,
+    },
+    /// No logits, or all of them suppressed.
+    #[error("there is no token to choose from")]
+    NoCandidate,
+}

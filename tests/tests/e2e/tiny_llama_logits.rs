@@ -1,0 +1,227 @@
+//! Every way that the Llama family differs gives Transformers' logits in fp32, in every cache, however the tokens are
+//! cut into steps, and its greedy tokens in half precision.
+
+use roundhouse_backend::{Cache, LogitsRequest, Model, Runtime as _, Sequence};
+use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
+use roundhouse_engine::{CacheKind, Precision};
+use roundhouse_proto::compiler::{CompileEngineRequest, CompileOptions};
+use roundhouse_tests::golden::{self, TinyCase, TinyLlama};
+use roundhouse_tests::greedy::GreedyCheck;
+use roundhouse_tests::harness::{Shared, engine_files, shared, tiny_llama_request, tokens};
+
+/// Both sides compute in fp32, in another order. Logits reach 45, and the reference's are up to 5e-5 from those that
+/// Transformers computes in float64: four times that.
+const LOGIT_ERROR: f32 = 2e-4;
+
+/// An engine that gives every position's logits, or the last one's, in a runtime of this process.
+async fn load(shared: &Shared, name: &str, cache: CacheKind, all_logits: bool) -> Box<dyn Model> {
+    let request = tiny_llama_request(name, Precision::Fp32, cache);
+    let options = CompileOptions { all_logits: Some(all_logits), ..request.options.unwrap() };
+    let key = shared.compiler.key(CompileEngineRequest { options: Some(options), ..request }).await.unwrap();
+    let pulled = engine_files(shared, &key).await.unwrap();
+    CpuRuntime::new(CpuOptions { threads: Some(1) }).load(pulled.files()).unwrap()
+}
+
+/// A golden sequence on its way through a model: the prompt, then the reference's tokens one after the other.
+struct Feed<'a> {
+    case: &'a TinyCase,
+    tokens: Vec<u32>,
+    cache: Box<dyn Cache>,
+    logits: Vec<f32>,
+}
+
+impl<'a> Feed<'a> {
+    fn new(model: &dyn Model, case: &'a TinyCase) -> Self {
+        // The last output token is chosen by the last logits, and feeds nothing.
+        let (_, fed) = case.output_token_ids.split_last().unwrap();
+        let tokens = [&case.prompt_token_ids, fed].concat();
+        let cache = model.new_cache(tokens.len()).unwrap();
+        Self { case, tokens, cache, logits: Vec::new() }
+    }
+
+    fn left(&self) -> usize {
+        self.tokens.len() - self.cache.len()
+    }
+
+    /// The next step's tokens, at most `tokens`.
+    fn sequence(&mut self, tokens: usize, request: LogitsRequest) -> Sequence<'_> {
+        let first = self.cache.len();
+        let end = (first + tokens).min(self.tokens.len());
+        Sequence {
+            tokens: &self.tokens[first..end],
+            cache: self.cache.as_mut(),
+            request,
+            logits: &mut self.logits,
+        }
+    }
+
+    /// What Transformers computes at a position; `None` where the golden file leaves it out.
+    fn expected(&self, position: usize) -> Option<&'a [f32]> {
+        let last_of_prompt = self.case.prompt_token_ids.len() - 1;
+        match position.checked_sub(last_of_prompt) {
+            Some(step) => self.case.step_logits.rows().nth(step),
+            None => self.case.prompt_logits.as_ref()?.rows().nth(position),
+        }
+    }
+
+    /// Compares the logits of the positions that the last step ended with. Returns how many rows were compared.
+    fn compare(&self, context: &str) -> usize {
+        let vocab_size = self.case.step_logits.vocab_size();
+        let rows = self.logits.len() / vocab_size;
+        let first = self.cache.len() - rows;
+        let mut compared = 0;
+        for (offset, found) in self.logits.chunks_exact(vocab_size).enumerate() {
+            let Some(expected) = self.expected(first + offset) else { continue };
+            let error = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let prompt = self.case.prompt_token_ids.len();
+            // Not `error > LOGIT_ERROR`, which NaN is not.
+            assert!(error <= LOGIT_ERROR, "{context} prompt {prompt} position {}: {error}", first + offset);
+            compared += 1;
+        }
+        compared
+    }
+}
+
+/// Feeds all cases alone, each in steps of these sizes in turn, and compares every position that there is a reference
+/// for.
+fn every_position_is_right(model: &dyn Model, golden: &TinyLlama, steps: &[usize], context: &str) {
+    for case in &golden.cases {
+        let mut feed = Feed::new(model, case);
+        let mut compared = 0;
+        for &step in steps.iter().cycle() {
+            if feed.left() == 0 {
+                break;
+            }
+            model.forward(&mut [feed.sequence(step, LogitsRequest::All)]).unwrap();
+            compared += feed.compare(context);
+        }
+        let expected = (0..feed.tokens.len()).filter(|&position| feed.expected(position).is_some()).count();
+        assert_eq!(compared, expected, "{context}");
+        assert!(expected >= case.output_token_ids.len());
+    }
+}
+
+#[tokio::test]
+async fn prompts_at_once_and_then_token_by_token_give_transformers_logits_in_every_cache() {
+    let shared = shared().await.unwrap();
+    for golden in golden::tiny_llamas().unwrap() {
+        for &cache in CacheKind::ALL {
+            let model = load(&shared, golden.name, cache, true).await;
+            let context = format!("{} {cache}", golden.name);
+            for case in &golden.cases {
+                let mut feed = Feed::new(&*model, case);
+                let mut compared = 0;
+                let mut step = case.prompt_token_ids.len();
+                while feed.left() > 0 {
+                    model.forward(&mut [feed.sequence(step, LogitsRequest::All)]).unwrap();
+                    compared += feed.compare(&context);
+                    step = 1;
+                }
+                let of_prompt = case.prompt_logits.as_ref().map_or(1, |logits| logits.rows().len());
+                assert_eq!(compared, of_prompt + case.output_token_ids.len() - 1, "{context}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn steps_of_odd_sizes_give_transformers_logits_in_every_cache() {
+    let shared = shared().await.unwrap();
+    for golden in golden::tiny_llamas().unwrap() {
+        for &cache in CacheKind::ALL {
+            let model = load(&shared, golden.name, cache, true).await;
+            for steps in [&[3][..], &[1, 31, 2, 17, 5], &[64, 1], &[127]] {
+                let context = format!("{} {cache} in steps of {steps:?}", golden.name);
+                every_position_is_right(&*model, &golden, steps, &context);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn ragged_batches_give_transformers_logits() {
+    let shared = shared().await.unwrap();
+    for golden in golden::tiny_llamas().unwrap() {
+        for &cache in CacheKind::ALL {
+            let model = load(&shared, golden.name, cache, true).await;
+            let context = format!("{} {cache} in one batch", golden.name);
+            // Some sequences still read their prompts while others decode, and they end one after the other.
+            let sizes = [1, 2, 7, 13];
+            let mut feeds: Vec<_> = golden.cases.iter().map(|case| Feed::new(&*model, case)).collect();
+            let mut compared = 0;
+            while feeds.iter().any(|feed| feed.left() > 0) {
+                let mut batch: Vec<_> = feeds
+                    .iter_mut()
+                    .zip(sizes)
+                    .filter(|(feed, _)| feed.left() > 0)
+                    .map(|(feed, size)| feed.sequence(size, LogitsRequest::All))
+                    .collect();
+                model.forward(&mut batch).unwrap();
+                for feed in &mut feeds {
+                    compared += feed.compare(&context);
+                    feed.logits.clear();
+                }
+            }
+            let positions = feeds.iter().map(|feed| {
+                (0..feed.tokens.len()).filter(|&position| feed.expected(position).is_some()).count()
+            });
+            assert_eq!(compared, positions.sum::<usize>(), "{context}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn engines_of_last_token_logits_give_transformers_logits() {
+    let shared = shared().await.unwrap();
+    for golden in golden::tiny_llamas().unwrap() {
+        for &cache in CacheKind::ALL {
+            let model = load(&shared, golden.name, cache, false).await;
+            let context = format!("{} {cache}", golden.name);
+            for case in &golden.cases {
+                let mut feed = Feed::new(&*model, case);
+                let mut step = case.prompt_token_ids.len();
+                while feed.left() > 0 {
+                    model.forward(&mut [feed.sequence(step, LogitsRequest::Last)]).unwrap();
+                    assert_eq!(feed.compare(&context), 1, "{context}");
+                    step = 1;
+                }
+            }
+        }
+    }
+}
+
+/// Weights, keys and values are rounded to half precision once each; the errors of two layers and the head add up to
+/// less than this many roundings of the largest logit.
+const ROUNDINGS: f32 = 16.0;
+
+#[tokio::test]
+async fn half_precisions_give_transformers_tokens_where_margins_allow() {
+    let shared = shared().await.unwrap();
+    for golden in golden::tiny_llamas().unwrap() {
+        for (precision, rounding) in
+            [(Precision::Fp16, 2.0_f32.powi(-11)), (Precision::Bf16, 2.0_f32.powi(-8))]
+        {
+            let request = tiny_llama_request(golden.name, precision, CacheKind::InPlace);
+            let key = shared.compiler.key(request).await.unwrap();
+            let engine = shared.executor.engine(&key).await.unwrap();
+            let mut required = 0;
+            for case in &golden.cases {
+                let largest =
+                    case.step_logits.rows().flatten().fold(0.0_f32, |max, logit| max.max(logit.abs()));
+                let margins = case.step_logits.margins();
+                let bound = ROUNDINGS * rounding * largest;
+                let mut check =
+                    GreedyCheck::new(&case.prompt_token_ids, &case.output_token_ids, &margins, bound)
+                        .unwrap();
+                while let Some((so_far, steps)) = check.next_run() {
+                    let request = tokens(&so_far, u32::try_from(steps).unwrap());
+                    let generated = engine.generate(request).await.unwrap();
+                    let observed = check.observe(&generated.token_ids);
+                    assert!(observed.is_ok(), "{} {precision}: {observed:?}", golden.name);
+                }
+                required += check.report().required;
+            }
+            assert!(required > 0, "{} {precision}: nothing had to be equal", golden.name);
+        }
+    }
+}
