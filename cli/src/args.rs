@@ -26,6 +26,9 @@ mod tests {
     fn only_flags_change() {
         let args = ["r", "--num_tokens", "a_b", "--model_precision=x_y", "-p_q", "--", "--keep_this"];
         let normal = normalise(args.iter().map(OsString::from));
-        assert_eq!(normal, ["r", "--num-tokens", "a_b", "--model-precision=x_y", "-p_q", "--", "--keep_this"]);
+        assert_eq!(
+            normal,
+            ["r", "--num-tokens", "a_b", "--model-precision=x_y", "-p_q", "--", "--keep_this"]
+        );
     }
 }

@@ -109,19 +109,24 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
 }
 
 async fn cpu(args: CpuArgs) -> anyhow::Result<()> {
-    ensure!(args.isl > 0 && args.osl > 1 && args.iterations > 0, "--isl and --iterations are at least 1, --osl 2");
+    ensure!(
+        args.isl > 0 && args.osl > 1 && args.iterations > 0,
+        "--isl and --iterations are at least 1, --osl 2"
+    );
     let mut compiler = args.services.compiler().await?;
     let mut executor = args.services.executor().await?;
     let mut request = args.model.request();
     let options = request.options.get_or_insert_default();
     options.max_seq_len = options.max_seq_len.or(Some(args.isl + args.osl));
     let engine = compile::compile(&mut compiler, request).await?.engine.context("no engine in the answer")?;
-    let loaded = executor.load_engine(LoadEngineRequest { engine_key: engine.key.clone() }).await?.into_inner();
+    let loaded =
+        executor.load_engine(LoadEngineRequest { engine_key: engine.key.clone() }).await?.into_inner();
     let loaded = loaded.engine.context("no engine in the answer")?;
     let mut peer = args.peer.as_deref().map(Peer::start).transpose()?;
     let vocab_size = peer.as_ref().map_or(Ok(49_152), Peer::vocab_size)?;
     let prompt: Vec<u32> = (0..args.isl).map(|index| prompt_token(index, vocab_size)).collect();
-    let threads = args.services.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    let threads =
+        args.services.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
 
     let before = read_bandwidth(threads);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -135,7 +140,8 @@ async fn cpu(args: CpuArgs) -> anyhow::Result<()> {
     }
     let after = read_bandwidth(threads);
     let ratio = |of: fn(&Turn) -> Duration| {
-        let ratios = ours.iter().zip(&theirs).map(|(ours, theirs)| of(theirs).as_secs_f64() / of(ours).as_secs_f64());
+        let ratios =
+            ours.iter().zip(&theirs).map(|(ours, theirs)| of(theirs).as_secs_f64() / of(ours).as_secs_f64());
         (!theirs.is_empty()).then(|| median(ratios.collect()))
     };
     let report = Report {
@@ -181,7 +187,10 @@ fn show(report: &Report) -> anyhow::Result<()> {
         println!("{:22} {prefill:17.2} {decode:17.2}", "ratio");
     }
     let streamed = report.weight_bytes as f64 * report.roundhouse.decode_tokens_per_s / 1e9;
-    println!("decode streams the weights at {streamed:.1} GB/s; peak memory {}", output::bytes(report.peak_memory_bytes));
+    println!(
+        "decode streams the weights at {streamed:.1} GB/s; peak memory {}",
+        output::bytes(report.peak_memory_bytes)
+    );
     Ok(())
 }
 
@@ -202,7 +211,11 @@ async fn own_turn(
         ..GenerateRequest::default()
     };
     let generated = generate(executor, request, |_| {}).await?;
-    ensure!(generated.token_ids.len() == osl as usize, "{} tokens instead of {osl}", generated.token_ids.len());
+    ensure!(
+        generated.token_ids.len() == osl as usize,
+        "{} tokens instead of {osl}",
+        generated.token_ids.len()
+    );
     Ok(Turn {
         prefill: Duration::from_micros(generated.timings.prefill_us),
         decode: Duration::from_micros(generated.timings.decode_us),
@@ -257,7 +270,8 @@ impl Peer {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("peer {command:?}"))?;
-        let (input, output) = process.stdin.take().zip(process.stdout.take()).context("the peer has no pipes")?;
+        let (input, output) =
+            process.stdin.take().zip(process.stdout.take()).context("the peer has no pipes")?;
         let mut output = BufReader::new(output);
         let description = serde_json::from_str(&read_line(&mut output)?).context("the peer's first line")?;
         Ok(Self { process, input, output, description })
@@ -265,7 +279,9 @@ impl Peer {
 
     fn vocab_size(&self) -> anyhow::Result<u32> {
         let size = self.description.get("vocab_size").and_then(serde_json::Value::as_u64);
-        size.and_then(|size| u32::try_from(size).ok()).filter(|&size| size > 100).context("the peer's vocab_size")
+        size.and_then(|size| u32::try_from(size).ok())
+            .filter(|&size| size > 100)
+            .context("the peer's vocab_size")
     }
 
     fn turn(&mut self, isl: u32, osl: u32) -> anyhow::Result<Turn> {
@@ -279,7 +295,9 @@ impl Peer {
         writeln!(self.input, "{request}").context("the peer has gone")?;
         let answer: Answer = serde_json::from_str(&read_line(&mut self.output)?)?;
         match answer {
-            Answer { seconds: Some(seconds), token_ids, .. } => Ok((Duration::try_from_secs_f64(seconds)?, token_ids)),
+            Answer { seconds: Some(seconds), token_ids, .. } => {
+                Ok((Duration::try_from_secs_f64(seconds)?, token_ids))
+            }
             Answer { error, .. } => bail!("the peer: {}", error.unwrap_or_default()),
         }
     }

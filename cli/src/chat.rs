@@ -55,16 +55,23 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
             continue;
         }
         let message = |role: &str, content| ChatMessage { role: role.to_owned(), content };
-        let mut messages: Vec<_> = system.take().map(|content| message("system", content)).into_iter().collect();
+        let mut messages: Vec<_> =
+            system.take().map(|content| message("system", content)).into_iter().collect();
         messages.push(message("user", line));
         let request_id = format!("chat-{}-{}", std::process::id(), session.id);
         let request = GenerateRequest {
             engine: Some(engine_key.clone()),
             session_id: Some(session.id.clone()),
             request_id: Some(request_id.clone()),
-            input: Some(generate_request::Input::Messages(ChatMessages { messages, add_generation_prompt: None })),
+            input: Some(generate_request::Input::Messages(ChatMessages {
+                messages,
+                add_generation_prompt: None,
+            })),
             sampling: Some(args.sampling.options()),
-            stopping: Some(StoppingOptions { max_tokens: Some(args.num_tokens), ..StoppingOptions::default() }),
+            stopping: Some(StoppingOptions {
+                max_tokens: Some(args.num_tokens),
+                ..StoppingOptions::default()
+            }),
             response: None,
         };
         let mut canceller = executor.clone();

@@ -184,7 +184,9 @@ async fn watch(
         match event.event {
             Some(compile_event::Event::Progress(progress)) => bars.show(progress),
             Some(compile_event::Event::Log(line)) => tracing::info!("{line}"),
-            Some(compile_event::Event::Pass(pass)) => tracing::debug!(pass = pass.pass, counts = ?pass.counts),
+            Some(compile_event::Event::Pass(pass)) => {
+                tracing::debug!(pass = pass.pass, counts = ?pass.counts)
+            }
             Some(compile_event::Event::Done(operation)) => {
                 bars.end();
                 return Ok(operation);

@@ -55,11 +55,20 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     }
     println!("processor  {} (kernels: {})", report.cpu_features.join(" "), report.cpu_path);
     println!("GPU driver {}", report.nvidia_driver.as_deref().unwrap_or("none"));
-    println!("python     {}", report.python.as_deref().unwrap_or("none: only `make demo` and `make test` want it"));
+    println!(
+        "python     {}",
+        report.python.as_deref().unwrap_or("none: only `make demo` and `make test` want it")
+    );
     println!("models     {}", report.model_families.join(", "));
     for backend in &report.backends {
         let can = |can: bool| if can { "yes" } else { "no" };
-        println!("{:10} builds: {}, runs: {}. {}", backend.name, can(backend.builds), can(backend.runs), backend.note);
+        println!(
+            "{:10} builds: {}, runs: {}. {}",
+            backend.name,
+            can(backend.builds),
+            can(backend.runs),
+            backend.note
+        );
     }
     Ok(())
 }
@@ -94,7 +103,8 @@ fn memory_bytes() -> Option<u64> {
 }
 
 fn version_of(program: &str) -> Option<String> {
-    let output = Command::new(program).arg("--version").output().ok().filter(|output| output.status.success())?;
+    let output =
+        Command::new(program).arg("--version").output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?;
     text.lines().next().map(str::to_owned)
 }

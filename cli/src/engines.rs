@@ -1,7 +1,9 @@
 //! `engines`: list, show and delete what is in the store.
 
 use clap::{Args, Subcommand};
-use roundhouse_proto::compiler::{DeleteEngineRequest, Engine, GetEngineRequest, ListEnginesRequest, Precision};
+use roundhouse_proto::compiler::{
+    DeleteEngineRequest, Engine, GetEngineRequest, ListEnginesRequest, Precision,
+};
 
 use crate::clients::ServiceArgs;
 use crate::output;
@@ -83,7 +85,11 @@ fn names(engine: &Engine) -> (&'static str, &'static str, &'static str) {
         Precision::Fp16 => "fp16",
         Precision::Bf16 => "bf16",
     };
-    (precision, options.cache().as_str_name().trim_start_matches("CACHE_KIND_"), options.backend().as_str_name().trim_start_matches("BACKEND_"))
+    (
+        precision,
+        options.cache().as_str_name().trim_start_matches("CACHE_KIND_"),
+        options.backend().as_str_name().trim_start_matches("BACKEND_"),
+    )
 }
 
 fn print_line(engine: &Engine) {

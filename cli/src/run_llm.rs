@@ -115,7 +115,8 @@ pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
     let compiled = compile::compile(&mut compiler, request).await?;
     let compile_s = started.elapsed().as_secs_f64();
     let engine_key = compiled.engine.context("the compiler's answer has no engine")?.key;
-    let loaded = executor.load_engine(LoadEngineRequest { engine_key: engine_key.clone() }).await?.into_inner();
+    let loaded =
+        executor.load_engine(LoadEngineRequest { engine_key: engine_key.clone() }).await?.into_inner();
     announce(&args, compiled.reused, compile_s, &loaded);
 
     let (generated, prompt_token_ids, benchmark) = if args.benchmark {
@@ -160,7 +161,8 @@ fn announce(args: &RunLlmArgs, reused: bool, compile_s: f64, loaded: &LoadEngine
         return;
     }
     let engine = loaded.engine.clone().unwrap_or_default();
-    let how = if reused { "engine reused".to_owned() } else { format!("engine compiled in {compile_s:.2} s") };
+    let how =
+        if reused { "engine reused".to_owned() } else { format!("engine compiled in {compile_s:.2} s") };
     println!("{how}, loaded in {:.2} s ({})", loaded.load_ms as f64 / 1e3, engine.engine_key);
     println!(
         "{} {} {}, cache {}: weights {}, KV cache {} a token, workspace {}",
@@ -192,8 +194,11 @@ async fn run_prompt(
     } else {
         tokenize_request::Input::Messages(messages)
     };
-    let tokenize =
-        TokenizeRequest { engine: Some(engine.to_owned()), input: Some(to_tokenize), add_special_tokens: None };
+    let tokenize = TokenizeRequest {
+        engine: Some(engine.to_owned()),
+        input: Some(to_tokenize),
+        add_special_tokens: None,
+    };
     let prompt_token_ids = executor.tokenize(tokenize).await?.into_inner().token_ids;
     let input = generate_request::Input::TokenIds(TokenIds { ids: prompt_token_ids.clone() });
     let request = generation(args, engine, input);
@@ -233,7 +238,10 @@ async fn run_benchmark(
     engine: &str,
 ) -> anyhow::Result<(Generated, Benchmark)> {
     ensure!(args.num_tokens > 1, "a benchmark needs --num-tokens of at least 2");
-    ensure!(args.batch_size > 0 && args.iterations > 0 && args.isl > 0, "--batch-size, --iterations and --isl are at least 1");
+    ensure!(
+        args.batch_size > 0 && args.iterations > 0 && args.isl > 0,
+        "--batch-size, --iterations and --isl are at least 1"
+    );
     let (mut ttft, mut tpot, mut latency) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     // The first round warms up and is not counted.
@@ -248,7 +256,9 @@ async fn run_benchmark(
         }
         for task in running {
             let generated = task.await??;
-            let Some(per_token) = generated.time_per_output_token() else { bail!("a generation made no tokens") };
+            let Some(per_token) = generated.time_per_output_token() else {
+                bail!("a generation made no tokens")
+            };
             if round > 0 {
                 ttft.push(generated.time_to_first_token);
                 tpot.push(per_token);
@@ -302,10 +312,14 @@ fn summarise(report: &Report, generated: &Generated) {
         println!("latency    median {:.2} ms", benchmark.median_latency_ms);
         println!("decode     {:.1} tokens/s", benchmark.decode_tokens_per_s);
     } else {
-        let speed = report.decode_tokens_per_s.map(|speed| format!(", {speed:.1} tokens/s")).unwrap_or_default();
+        let speed =
+            report.decode_tokens_per_s.map(|speed| format!(", {speed:.1} tokens/s")).unwrap_or_default();
         println!(
             "\n\n{} prompt and {} new tokens, {}: first after {:.0} ms{speed}",
-            generated.usage.prompt_tokens, generated.usage.output_tokens, report.finish_reason, report.ttft_ms
+            generated.usage.prompt_tokens,
+            generated.usage.output_tokens,
+            report.finish_reason,
+            report.ttft_ms
         );
     }
     println!("peak memory of the executor {}", output::bytes(report.peak_memory_bytes));

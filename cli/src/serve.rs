@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use roundhouse_compiler::{CompilerConfig, CompilerService};
-use roundhouse_hub::HubConfig;
 use roundhouse_executor::{ExecutorConfig, ExecutorService};
+use roundhouse_hub::HubConfig;
 use roundhouse_rpc::{Readiness, Server, ServerConfig, shutdown_signal};
 use tonic::service::Routes;
 
@@ -36,7 +36,8 @@ impl ListenArgs {
         let server = Server::bind(&ServerConfig { address, drain_timeout }).await?;
         if let Some(path) = &self.address_file {
             let whole = path.with_extension("partial");
-            std::fs::write(&whole, server.address().to_string()).with_context(|| whole.display().to_string())?;
+            std::fs::write(&whole, server.address().to_string())
+                .with_context(|| whole.display().to_string())?;
             std::fs::rename(&whole, path).with_context(|| path.display().to_string())?;
         }
         Ok(server)
@@ -254,7 +255,8 @@ pub(crate) async fn run_compiler(
     let service = CompilerService::open(args.config()).await?;
     tracing::info!(address = %server.address(), "compiler service");
     let ready = |readiness: Readiness| async move { readiness.serving().await };
-    let result = server.serve(service.routes(Routes::default()), CompilerService::NAMES, ready, shutdown).await;
+    let result =
+        server.serve(service.routes(Routes::default()), CompilerService::NAMES, ready, shutdown).await;
     service.stop().await;
     Ok(result?)
 }
@@ -279,7 +281,8 @@ pub(crate) async fn run_executor(
 /// Serves both in one process until SIGTERM.
 pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     let server = args.listen.bind(7610).await?;
-    let compiler = CompilerArgs { listen: args.listen.clone(), store: args.store.clone(), options: args.compiler };
+    let compiler =
+        CompilerArgs { listen: args.listen.clone(), store: args.store.clone(), options: args.compiler };
     let executor = ExecutorArgs { listen: args.listen, store: args.store, options: args.executor };
     let compiler_service = CompilerService::open(compiler.config()).await?;
     let executor_service = ExecutorService::open(executor.config()).await?;
@@ -287,7 +290,9 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     let routes = executor_service.routes(compiler_service.routes(Routes::default()));
     let names: Vec<&'static str> = [CompilerService::NAMES, ExecutorService::NAMES].concat();
     let loader = executor_service.clone();
-    let ready = |readiness: Readiness| async move { load_and_serve(&loader, &executor.options.load, &readiness).await };
+    let ready = |readiness: Readiness| async move {
+        load_and_serve(&loader, &executor.options.load, &readiness).await
+    };
     let result = server.serve(routes, &names, ready, stop_signal()).await;
     compiler_service.stop().await;
     executor_service.stop().await;

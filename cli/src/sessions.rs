@@ -36,7 +36,10 @@ enum SessionsCommand {
 }
 
 pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
-    ensure!(args.services.executor.is_some(), "sessions live in an executor service: give its address with --executor");
+    ensure!(
+        args.services.executor.is_some(),
+        "sessions live in an executor service: give its address with --executor"
+    );
     let mut executor = args.services.executor().await?;
     match args.command {
         SessionsCommand::List => {

@@ -36,9 +36,9 @@ pub(crate) fn engine(manifest: &Manifest) -> proto::Engine {
             .iter()
             .map(|blob| proto::Blob { name: blob.name.clone(), sha256: blob.sha256.clone(), size: blob.size })
             .collect(),
-        create_time: built.then(|| timestamp(
-            SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(manifest.created_unix_ms),
-        )),
+        create_time: built.then(|| {
+            timestamp(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(manifest.created_unix_ms))
+        }),
         compiler_version: manifest.compiler_version.clone(),
     }
 }
@@ -86,7 +86,10 @@ pub(crate) const fn backend_message(backend: BackendKind) -> proto::Backend {
 /// The precision asked for; fp16 where none is.
 pub(crate) fn precision(value: Option<i32>) -> Result<Precision, Failure> {
     let unknown = || unknown_value("options.precision", value);
-    match value.map_or(Ok(proto::Precision::Unspecified), proto::Precision::try_from).map_err(|_| unknown())? {
+    match value
+        .map_or(Ok(proto::Precision::Unspecified), proto::Precision::try_from)
+        .map_err(|_| unknown())?
+    {
         proto::Precision::Unspecified | proto::Precision::Fp16 => Ok(Precision::Fp16),
         proto::Precision::Fp32 => Ok(Precision::Fp32),
         proto::Precision::Bf16 => Ok(Precision::Bf16),
@@ -96,7 +99,10 @@ pub(crate) fn precision(value: Option<i32>) -> Result<Precision, Failure> {
 /// The cache asked for; `in_place` where none is.
 pub(crate) fn cache(value: Option<i32>) -> Result<CacheKind, Failure> {
     let unknown = || unknown_value("options.cache", value);
-    match value.map_or(Ok(proto::CacheKind::Unspecified), proto::CacheKind::try_from).map_err(|_| unknown())? {
+    match value
+        .map_or(Ok(proto::CacheKind::Unspecified), proto::CacheKind::try_from)
+        .map_err(|_| unknown())?
+    {
         proto::CacheKind::Unspecified | proto::CacheKind::InPlace => Ok(CacheKind::InPlace),
         proto::CacheKind::None => Ok(CacheKind::None),
         proto::CacheKind::StaticV1 => Ok(CacheKind::StaticV1),
@@ -107,12 +113,17 @@ pub(crate) fn cache(value: Option<i32>) -> Result<CacheKind, Failure> {
 /// The backend asked for; `None` for the best there is.
 pub(crate) fn backend(value: Option<i32>) -> Result<Option<BackendKind>, Failure> {
     let unknown = || unknown_value("options.backend", value);
-    Ok(match value.map_or(Ok(proto::Backend::Unspecified), proto::Backend::try_from).map_err(|_| unknown())? {
-        proto::Backend::Unspecified => None,
-        proto::Backend::Tensorrt => Some(BackendKind::TensorRt),
-        proto::Backend::Cuda => Some(BackendKind::Cuda),
-        proto::Backend::Cpu => Some(BackendKind::Cpu),
-    })
+    Ok(
+        match value
+            .map_or(Ok(proto::Backend::Unspecified), proto::Backend::try_from)
+            .map_err(|_| unknown())?
+        {
+            proto::Backend::Unspecified => None,
+            proto::Backend::Tensorrt => Some(BackendKind::TensorRt),
+            proto::Backend::Cuda => Some(BackendKind::Cuda),
+            proto::Backend::Cpu => Some(BackendKind::Cpu),
+        },
+    )
 }
 
 fn unknown_value(field: &str, value: Option<i32>) -> Failure {

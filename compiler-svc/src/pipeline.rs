@@ -17,9 +17,9 @@ use roundhouse_models::ModelError;
 use roundhouse_proto::compiler::Stage;
 use roundhouse_store::{EngineStore, Published, StoreError};
 
-use crate::{COMPILER_VERSION, convert};
 use crate::jobs::Operation;
 use crate::progress::{DownloadProgress, OperationProgress, UploadProgress};
+use crate::{COMPILER_VERSION, convert};
 
 /// The longest sequence of an engine whose request does not say, where the model itself allows more.
 const DEFAULT_MAX_SEQ_LEN: u32 = 4096;
@@ -159,19 +159,30 @@ impl Pipeline {
     /// # Errors
     /// [`CompileError`]. Nothing is left half written: a manifest appears in the store only with everything it names,
     /// and the build folder is removed.
-    pub async fn compile(&self, request: &CompileRequest, operation: &Arc<Operation>) -> Result<Compiled, CompileError> {
+    pub async fn compile(
+        &self,
+        request: &CompileRequest,
+        operation: &Arc<Operation>,
+    ) -> Result<Compiled, CompileError> {
         let started = Instant::now();
         let builder = self.builder(request.backend)?;
         operation.report(Stage::Download, 0, None);
         let progress = DownloadProgress::new(Arc::clone(operation));
-        let checkpoint = unless_cancelled(operation, self.checkpoints.open(&request.model, request.revision.as_deref(), &progress)).await?;
+        let checkpoint = unless_cancelled(
+            operation,
+            self.checkpoints.open(&request.model, request.revision.as_deref(), &progress),
+        )
+        .await?;
         operation.log(format!("checkpoint {} ({})", request.model, checkpoint.digest));
 
         operation.report(Stage::Lower, 0, None);
         let lowered = lower(&checkpoint, &*builder, request)?;
         lowered.manifest.passes.iter().for_each(|report| operation.pass(convert::pass_report(report)));
         if !lowered.ignored_fields.is_empty() {
-            operation.log(format!("fields of config.json without a meaning: {}", lowered.ignored_fields.join(", ")));
+            operation.log(format!(
+                "fields of config.json without a meaning: {}",
+                lowered.ignored_fields.join(", ")
+            ));
         }
         let key = lowered.manifest.key.clone();
         operation.set_engine_key(key.as_str());
@@ -180,14 +191,16 @@ impl Pipeline {
         }
 
         let lock = self.key_lock(&key);
-        let _building = unless_cancelled(operation, async { Ok::<_, CompileError>(lock.lock().await) }).await?;
+        let _building =
+            unless_cancelled(operation, async { Ok::<_, CompileError>(lock.lock().await) }).await?;
         if !request.force
             && let Some(manifest) = self.existing(&key).await?
         {
             operation.log(format!("engine {key} is in the store already"));
             return Ok(Compiled { manifest, reused: true });
         }
-        let published = unless_cancelled(operation, self.build(&checkpoint, &*builder, lowered, operation)).await?;
+        let published =
+            unless_cancelled(operation, self.build(&checkpoint, &*builder, lowered, operation)).await?;
         operation.log(format!("engine {key} published after {:.2?}", started.elapsed()));
         let reused = !published.is_created() && !request.force;
         Ok(Compiled { manifest: published.into_manifest(), reused })
@@ -238,7 +251,8 @@ impl Pipeline {
         let progress = OperationProgress::new(Arc::clone(operation));
         let options = &lowered.manifest.options;
         let built = builder.build(&lowered.graph, options, checkpoint, directory.path(), &progress)?;
-        let mut files: Vec<(String, PathBuf)> = built.into_iter().map(|file| (file.name, file.path)).collect();
+        let mut files: Vec<(String, PathBuf)> =
+            built.into_iter().map(|file| (file.name, file.path)).collect();
         write_metadata(checkpoint, &lowered.source_graph, directory.path(), &mut files)?;
         operation.report(Stage::Upload, 0, None);
         let progress = UploadProgress::new(Arc::clone(operation));
@@ -247,7 +261,11 @@ impl Pipeline {
 }
 
 /// Config to lowered graph, and the manifest that goes with it, but for its blobs.
-fn lower(checkpoint: &Checkpoint, builder: &dyn Builder, request: &CompileRequest) -> Result<Lowered, CompileError> {
+fn lower(
+    checkpoint: &Checkpoint,
+    builder: &dyn Builder,
+    request: &CompileRequest,
+) -> Result<Lowered, CompileError> {
     let model = roundhouse_models::build_graph(&request.model, &checkpoint.config, checkpoint)?;
     let mut info = model.info;
     if let Some(tokens) = checkpoint.generation_config.as_ref().and_then(eos_token_ids) {
@@ -331,7 +349,10 @@ fn write_metadata(
         (blob_names::SOURCE_GRAPH, Some(serde_json::to_vec(source_graph)?)),
         (blob_names::CONFIG, Some(serde_json::to_vec(&checkpoint.config)?)),
         (blob_names::TOKENIZER, checkpoint.tokenizer_json.clone()),
-        (blob_names::CHAT_TEMPLATE, checkpoint.chat_template.as_ref().map(|template| template.as_bytes().to_vec())),
+        (
+            blob_names::CHAT_TEMPLATE,
+            checkpoint.chat_template.as_ref().map(|template| template.as_bytes().to_vec()),
+        ),
     ];
     for (name, value) in [
         (blob_names::TOKENIZER_CONFIG, &checkpoint.tokenizer_config),

@@ -79,7 +79,8 @@ impl Telemetry {
             LogFormat::Text => output.with_ansi(std::io::stderr().is_terminal()).boxed(),
             LogFormat::Json => output.json().boxed(),
         };
-        let provider = config.otlp_endpoint.as_deref().map(|endpoint| exporter(config.service, endpoint)).transpose()?;
+        let provider =
+            config.otlp_endpoint.as_deref().map(|endpoint| exporter(config.service, endpoint)).transpose()?;
         let spans = provider
             .as_ref()
             .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(config.service)));
@@ -99,7 +100,8 @@ impl Drop for Telemetry {
 }
 
 fn exporter(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+    let exporter =
+        opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_resource(Resource::builder().with_service_name(service).build())

@@ -175,7 +175,11 @@ impl Operation {
         let mut changed = self.changed.subscribe();
         loop {
             let news = self.news(cursor);
-            if news.ended || news.progress.is_some() || !news.updates.is_empty() || changed.changed().await.is_err() {
+            if news.ended
+                || news.progress.is_some()
+                || !news.updates.is_empty()
+                || changed.changed().await.is_err()
+            {
                 return news;
             }
         }
@@ -252,6 +256,8 @@ mod tests {
         }
         let updates = operation.news(&mut cursor).updates;
         assert_eq!(updates.len(), LOG_LIMIT);
-        assert!(matches!(&updates[LOG_LIMIT - 1].1, Update::Log(line) if *line == (LOG_LIMIT + 7).to_string()));
+        assert!(
+            matches!(&updates[LOG_LIMIT - 1].1, Update::Log(line) if *line == (LOG_LIMIT + 7).to_string())
+        );
     }
 }

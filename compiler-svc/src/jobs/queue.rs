@@ -121,7 +121,10 @@ impl JobQueue {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Operation>> {
         let operations = self.operations.lock();
-        operations.iter().find(|listed| listed.operation.name() == name).map(|listed| Arc::clone(&listed.operation))
+        operations
+            .iter()
+            .find(|listed| listed.operation.name() == name)
+            .map(|listed| Arc::clone(&listed.operation))
     }
 
     /// All operations, newest first.

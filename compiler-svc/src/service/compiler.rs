@@ -10,8 +10,8 @@ use roundhouse_models::FAMILIES;
 use roundhouse_proto::compiler::compiler_server::Compiler;
 use roundhouse_proto::compiler::{
     CompileEngineRequest, CompileEngineResponse, CompileEvent, DeleteEngineRequest, Engine, GetEngineRequest,
-    ListEnginesRequest, ListEnginesResponse, ListModelFamiliesRequest, ListModelFamiliesResponse, ModelFamily,
-    WatchCompileRequest, compile_event,
+    ListEnginesRequest, ListEnginesResponse, ListModelFamiliesRequest, ListModelFamiliesResponse,
+    ModelFamily, WatchCompileRequest, compile_event,
 };
 use roundhouse_proto::google::longrunning;
 use roundhouse_rpc::{Failure, reason};
@@ -53,9 +53,14 @@ impl Compiler for CompilerService {
                 runtime.block_on(run(&pipeline, &request, operation))
             })
             .map_err(|full| {
-                Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, full.to_string()).retry_after(QUEUE_RETRY)
+                Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, full.to_string())
+                    .retry_after(QUEUE_RETRY)
             })?;
-        tracing::info!(operation = submitted.operation.name(), shared = submitted.shared, "compilation requested");
+        tracing::info!(
+            operation = submitted.operation.name(),
+            shared = submitted.shared,
+            "compilation requested"
+        );
         Ok(Response::new(operations::message(&submitted.operation.snapshot())))
     }
 
@@ -92,7 +97,11 @@ impl Compiler for CompilerService {
         let page = self
             .pipeline
             .store()
-            .list(ListRequest { page_size, page_token: request.page_token.as_deref(), model: request.model.as_deref() })
+            .list(ListRequest {
+                page_size,
+                page_token: request.page_token.as_deref(),
+                model: request.model.as_deref(),
+            })
             .await
             .map_err(|error| failure::of_store(&error))?;
         Ok(Response::new(ListEnginesResponse {
@@ -122,7 +131,11 @@ impl Compiler for CompilerService {
         let families = FAMILIES.iter().map(|family| ModelFamily {
             model_type: family.model_type.to_owned(),
             architecture: family.architecture.to_owned(),
-            backends: self.pipeline.backends().map(|backend| convert::backend_message(backend).into()).collect(),
+            backends: self
+                .pipeline
+                .backends()
+                .map(|backend| convert::backend_message(backend).into())
+                .collect(),
             precisions: Precision::ALL.iter().map(|&each| convert::precision_message(each).into()).collect(),
             caches: CacheKind::ALL.iter().map(|&each| convert::cache_message(each).into()).collect(),
         });
@@ -133,8 +146,8 @@ impl Compiler for CompilerService {
 impl CompilerService {
     fn compile_request(&self, message: &CompileEngineRequest) -> Result<CompileRequest, Failure> {
         // Found out at once rather than by the operation.
-            ModelSource::parse(&message.model, message.revision.as_deref(), self.config.hub.local_paths)
-                .map_err(|error| failure::of_hub(&error).at_field("model"))?;
+        ModelSource::parse(&message.model, message.revision.as_deref(), self.config.hub.local_paths)
+            .map_err(|error| failure::of_hub(&error).at_field("model"))?;
         let options = message.options.unwrap_or_default();
         Ok(CompileRequest {
             model: message.model.clone(),
@@ -158,8 +171,9 @@ impl CompilerService {
 }
 
 fn engine_key(text: &str) -> Result<EngineKey, Failure> {
-    EngineKey::parse(text)
-        .ok_or_else(|| Failure::invalid_field("key", format!("{text:?} is no engine key: expected 64 hex digits")))
+    EngineKey::parse(text).ok_or_else(|| {
+        Failure::invalid_field("key", format!("{text:?} is no engine key: expected 64 hex digits"))
+    })
 }
 
 /// Runs a compilation to the result of its operation.
@@ -190,7 +204,8 @@ async fn run(
 
 /// The messages of what is new, each with whether it is the last.
 fn events(operation: &Operation, news: crate::jobs::News) -> Vec<(CompileEvent, bool)> {
-    let message = |time: SystemTime, event| CompileEvent { time: Some(convert::timestamp(time)), event: Some(event) };
+    let message =
+        |time: SystemTime, event| CompileEvent { time: Some(convert::timestamp(time)), event: Some(event) };
     let mut events: Vec<_> = news
         .updates
         .into_iter()

@@ -21,7 +21,9 @@ pub(super) fn of_compile(error: &CompileError) -> Failure {
         CompileError::Model(error) => of_model(error),
         CompileError::Backend(error) => of_backend(error),
         CompileError::Store(error) => of_store(error),
-        CompileError::Lowering(_) => Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message),
+        CompileError::Lowering(_) => {
+            Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
+        }
         CompileError::NoBuilder { .. } => Failure::invalid_field("options.backend", message),
         CompileError::Option { field, .. } => Failure::invalid_field(format!("options.{field}"), message),
         CompileError::Io { source, path } => of_io(source, message).with("path", path),
@@ -36,11 +38,15 @@ pub(super) fn of_hub(error: &HubError) -> Failure {
         HubError::InvalidSource { .. } | HubError::LocalPathsForbidden { .. } => {
             Failure::invalid_field("model", message)
         }
-        HubError::PathNotFound { .. } | HubError::ModelNotFound { .. } | HubError::RevisionNotFound { .. } => {
-            Failure::new(Code::NotFound, reason::MODEL_NOT_FOUND, message)
+        HubError::PathNotFound { .. }
+        | HubError::ModelNotFound { .. }
+        | HubError::RevisionNotFound { .. } => Failure::new(Code::NotFound, reason::MODEL_NOT_FOUND, message),
+        HubError::AccessDenied { .. } => {
+            Failure::new(Code::PermissionDenied, reason::MODEL_ACCESS_DENIED, message)
         }
-        HubError::AccessDenied { .. } => Failure::new(Code::PermissionDenied, reason::MODEL_ACCESS_DENIED, message),
-        HubError::Offline { .. } => Failure::new(Code::FailedPrecondition, reason::STORAGE_UNAVAILABLE, message),
+        HubError::Offline { .. } => {
+            Failure::new(Code::FailedPrecondition, reason::STORAGE_UNAVAILABLE, message)
+        }
         HubError::Network { .. } | HubError::UnexpectedAnswer { .. } | HubError::ObjectStore { .. } => {
             Failure::new(Code::Unavailable, reason::STORAGE_UNAVAILABLE, message).retry_after(NETWORK_RETRY)
         }
@@ -48,9 +54,12 @@ pub(super) fn of_hub(error: &HubError) -> Failure {
             Failure::new(Code::FailedPrecondition, reason::CORRUPT_CHECKPOINT, message).with("file", file)
         }
         HubError::MissingTokenizer { .. } => {
-            Failure::new(Code::FailedPrecondition, reason::CORRUPT_CHECKPOINT, message).with("file", "tokenizer.json")
+            Failure::new(Code::FailedPrecondition, reason::CORRUPT_CHECKPOINT, message)
+                .with("file", "tokenizer.json")
         }
-        HubError::Unsupported { .. } => Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message),
+        HubError::Unsupported { .. } => {
+            Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
+        }
         HubError::Corrupt { path, .. } => {
             Failure::new(Code::DataLoss, reason::CORRUPT_CHECKPOINT, message).with("file", path.display())
         }
@@ -77,7 +86,9 @@ fn of_weight(error: &WeightError) -> Failure {
         WeightError::Corrupt { .. } => Code::DataLoss,
         WeightError::NotFound { .. } | WeightError::Shape { .. } => Code::FailedPrecondition,
     };
-    let (WeightError::Corrupt { name, .. } | WeightError::NotFound { name } | WeightError::Shape { name, .. }) = error;
+    let (WeightError::Corrupt { name, .. }
+    | WeightError::NotFound { name }
+    | WeightError::Shape { name, .. }) = error;
     Failure::new(code, reason::CORRUPT_CHECKPOINT, error.to_string()).with("tensor", name)
 }
 
@@ -86,7 +97,9 @@ fn of_backend(error: &BackendError) -> Failure {
     match error {
         BackendError::Weight(error) => of_weight(error),
         BackendError::Io { source, path } => of_io(source, message).with("path", path),
-        BackendError::Unsupported { .. } => Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message),
+        BackendError::Unsupported { .. } => {
+            Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
+        }
         BackendError::Cancelled => Failure::new(Code::Cancelled, reason::CANCELLED, message),
         BackendError::InvalidArgument(_) | BackendError::CacheFull { .. } => {
             Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message)
@@ -105,7 +118,9 @@ pub(super) fn of_store(error: &StoreError) -> Failure {
     let message = error.to_string();
     match error {
         StoreError::NotFound { .. } => Failure::new(Code::NotFound, reason::ENGINE_NOT_FOUND, message),
-        StoreError::InvalidArgument { .. } => Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message),
+        StoreError::InvalidArgument { .. } => {
+            Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message)
+        }
         StoreError::DiskFull { path, .. } => {
             Failure::new(Code::ResourceExhausted, reason::DISK_FULL, message).with("path", path.display())
         }

@@ -51,7 +51,9 @@ impl Operations for CompilerService {
                 .iter()
                 .position(|operation| operation.name() == token)
                 .map(|index| index + 1)
-                .ok_or_else(|| Failure::invalid_field("page_token", "page_token is of no operation that there is"))?,
+                .ok_or_else(|| {
+                    Failure::invalid_field("page_token", "page_token is of no operation that there is")
+                })?,
         };
         let rest = operations.len() - start;
         let page: Vec<_> = operations.iter().skip(start).take(page_size).collect();
@@ -69,7 +71,10 @@ impl Operations for CompilerService {
         Ok(Response::new(message(&operation.snapshot())))
     }
 
-    async fn delete_operation(&self, request: Request<DeleteOperationRequest>) -> Result<Response<()>, Status> {
+    async fn delete_operation(
+        &self,
+        request: Request<DeleteOperationRequest>,
+    ) -> Result<Response<()>, Status> {
         let operation = self.operation(&request.into_inner().name)?;
         if !operation.is_done() {
             let message = format!("{} is still running: cancel it first", operation.name());
@@ -79,7 +84,10 @@ impl Operations for CompilerService {
         Ok(Response::new(()))
     }
 
-    async fn cancel_operation(&self, request: Request<CancelOperationRequest>) -> Result<Response<()>, Status> {
+    async fn cancel_operation(
+        &self,
+        request: Request<CancelOperationRequest>,
+    ) -> Result<Response<()>, Status> {
         self.operation(&request.into_inner().name)?.cancel();
         Ok(Response::new(()))
     }
@@ -91,9 +99,11 @@ impl Operations for CompilerService {
         let until = deadline(request.metadata());
         let request = request.into_inner();
         let operation = self.operation(&request.name)?;
-        let timeout = request.timeout.map(Duration::try_from).transpose().map_err(|_| {
-            Failure::invalid_field("timeout", "timeout is negative or not a duration")
-        })?;
+        let timeout = request
+            .timeout
+            .map(Duration::try_from)
+            .transpose()
+            .map_err(|_| Failure::invalid_field("timeout", "timeout is negative or not a duration"))?;
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         match timeout.into_iter().chain(left).min() {
             // Running out of time is an answer too: the operation as it is then.
@@ -107,10 +117,8 @@ impl Operations for CompilerService {
 /// A status as operations carry it, details included.
 pub(super) fn status(status: &Status) -> rpc::Status {
     // The details of a tonic status are an encoded google.rpc.Status: code, message and details.
-    rpc::Status::decode(status.details()).ok().filter(|decoded| decoded.code != 0).unwrap_or_else(|| rpc::Status {
-        code: status.code().into(),
-        message: status.message().to_owned(),
-        details: Vec::new(),
+    rpc::Status::decode(status.details()).ok().filter(|decoded| decoded.code != 0).unwrap_or_else(|| {
+        rpc::Status { code: status.code().into(), message: status.message().to_owned(), details: Vec::new() }
     })
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use roundhouse_backend::{BackendError, Model, Runtime};
-use roundhouse_engine::{EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
+use roundhouse_engine::{CacheKind, EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
 use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
 
@@ -58,7 +58,11 @@ impl LoadedEngine {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn load(pulled: PulledEngine, runtime: &dyn Runtime, config: SchedulerConfig) -> Result<Self, LoadError> {
+    pub fn load(
+        pulled: PulledEngine,
+        runtime: &dyn Runtime,
+        config: SchedulerConfig,
+    ) -> Result<Self, LoadError> {
         let files = pulled.files();
         let text_error = |source| LoadError::Text { key: files.manifest.key.to_string(), source };
         // The tokenizer and the model are read at the same time: together they are the cold start.
@@ -140,7 +144,12 @@ impl LoadedEngine {
     /// [`StateError`].
     pub fn new_state(&self, max_seq_len: usize, memory: &Arc<KvMemory>) -> Result<SessionState, StateError> {
         let per_token = self.model.memory_plan().kv_bytes_per_token;
-        let reservation = memory.reserve(per_token.saturating_mul(max_seq_len as u64))?;
+        let held = match self.manifest.options.cache {
+            // Inputs of a graph of fixed shapes: as long as the engine allows, whatever the sequence needs.
+            CacheKind::StaticV1 | CacheKind::StaticV2 => self.max_seq_len(),
+            CacheKind::None | CacheKind::InPlace => max_seq_len,
+        };
+        let reservation = memory.reserve(per_token.saturating_mul(held as u64))?;
         let cache = self.model.new_cache(max_seq_len)?;
         Ok(SessionState { cache, tokens: Vec::new(), messages: Vec::new(), reservation })
     }

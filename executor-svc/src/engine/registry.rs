@@ -190,7 +190,12 @@ impl Engines {
         let runtime = found.ok_or_else(|| BackendError::Incompatible {
             key: manifest.key.to_string(),
             found: format!("backend {}", manifest.options.backend),
-            needed: self.runtimes.iter().map(|runtime| runtime.kind().name()).collect::<Vec<_>>().join(" or "),
+            needed: self
+                .runtimes
+                .iter()
+                .map(|runtime| runtime.kind().name())
+                .collect::<Vec<_>>()
+                .join(" or "),
         })?;
         runtime.check(manifest)?;
         Ok(Arc::clone(runtime))

@@ -255,7 +255,8 @@ impl Generation {
     /// Takes the logits that follow the last token of the history: chooses the next token and tells the client.
     pub(super) fn advance(&mut self, logits: &mut [f32], now: Instant) -> Progress {
         let limits = &self.request.limits;
-        let suppressed: &[u32] = if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
+        let suppressed: &[u32] =
+            if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
         let sampled = match self.request.sampler.sample(logits, suppressed, self.request.logprobs) {
             Ok(sampled) => sampled,
             Err(error) => return self.fail(GenerateError::Sampling(Arc::new(error))),
@@ -342,7 +343,9 @@ impl Generation {
                 Progress::Ended
             }
             // A sequence takes part in a step only when its client has room, and a step makes one message.
-            Err(mpsc::error::TrySendError::Full(_)) => self.fail(GenerateError::ClientStalled(Duration::ZERO)),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.fail(GenerateError::ClientStalled(Duration::ZERO))
+            }
         }
     }
 

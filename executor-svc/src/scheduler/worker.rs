@@ -236,7 +236,9 @@ impl Worker {
         let mut batch = Vec::with_capacity(shares.len());
         let mut buffers = self.logits.iter_mut();
         for (generation, tokens) in self.active.iter_mut().zip(chosen) {
-            let (Some(tokens), Some(logits)) = (tokens, tokens.and_then(|_| buffers.next())) else { continue };
+            let (Some(tokens), Some(logits)) = (tokens, tokens.and_then(|_| buffers.next())) else {
+                continue;
+            };
             generation.begin_step(now);
             let Some(state) = generation.state() else { continue };
             let cached = state.cache.len();

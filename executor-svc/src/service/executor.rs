@@ -7,10 +7,10 @@ use std::time::Duration;
 use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::Executor;
 use roundhouse_proto::executor::{
-    CancelRequest, CreateSessionRequest, DeleteSessionRequest, DetokenizeRequest, DetokenizeResponse, GenerateRequest,
-    GenerateResponse, GetLoadRequest, GetLoadResponse, GetSessionRequest, ListEnginesRequest, ListEnginesResponse,
-    ListSessionsRequest, ListSessionsResponse, LoadEngineRequest, LoadEngineResponse, Session, TokenizeRequest,
-    TokenizeResponse, UnloadEngineRequest, tokenize_request,
+    CancelRequest, CreateSessionRequest, DeleteSessionRequest, DetokenizeRequest, DetokenizeResponse,
+    GenerateRequest, GenerateResponse, GetLoadRequest, GetLoadResponse, GetSessionRequest,
+    ListEnginesRequest, ListEnginesResponse, ListSessionsRequest, ListSessionsResponse, LoadEngineRequest,
+    LoadEngineResponse, Session, TokenizeRequest, TokenizeResponse, UnloadEngineRequest, tokenize_request,
 };
 use roundhouse_rpc::{Failure, deadline, reason};
 use roundhouse_telemetry::peak_memory_bytes;
@@ -28,7 +28,10 @@ const MAX_PAGE_SIZE: usize = 1000;
 impl Executor for ExecutorService {
     type GenerateStream = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
 
-    async fn load_engine(&self, request: Request<LoadEngineRequest>) -> Result<Response<LoadEngineResponse>, Status> {
+    async fn load_engine(
+        &self,
+        request: Request<LoadEngineRequest>,
+    ) -> Result<Response<LoadEngineResponse>, Status> {
         let loaded = self.load(&request.into_inner().engine_key).await?;
         Ok(Response::new(LoadEngineResponse {
             engine: Some(convert::loaded_engine(&loaded.engine)),
@@ -47,7 +50,9 @@ impl Executor for ExecutorService {
             // Dropping an engine joins its scheduler's thread.
             tokio::task::spawn_blocking(move || engines.unload(&key))
         };
-        let unloaded = unloading.await.map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))?;
+        let unloaded = unloading
+            .await
+            .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))?;
         if !unloaded {
             let message = format!("engine {key} is not loaded");
             return Err(Failure::new(Code::NotFound, reason::ENGINE_NOT_LOADED, message).into());
@@ -64,13 +69,18 @@ impl Executor for ExecutorService {
     }
 
     #[tracing::instrument(skip_all, fields(request_id))]
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
         let deadline = deadline(request.metadata());
         let service = self.clone();
         let message = request.into_inner();
         // Templates and tokenizers take milliseconds for long inputs.
         let starting = tokio::task::spawn_blocking(move || service.start(message, deadline));
-        let started = starting.await.map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
+        let started = starting
+            .await
+            .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
         tracing::Span::current().record("request_id", &started.request_id);
         let stream = ReceiverStream::new(started.deltas).map(move |delta| match delta {
             Ok(delta) => Ok(convert::response(&started.request_id, delta)),
@@ -79,9 +89,13 @@ impl Executor for ExecutorService {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn create_session(&self, request: Request<CreateSessionRequest>) -> Result<Response<Session>, Status> {
+    async fn create_session(
+        &self,
+        request: Request<CreateSessionRequest>,
+    ) -> Result<Response<Session>, Status> {
         let request = request.into_inner();
-        let engine = self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let engine =
+            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
         let limit = engine.max_seq_len();
         let max_seq_len = request.max_seq_len.map_or(limit, |tokens| tokens as usize);
         if max_seq_len < 2 || max_seq_len > limit {
@@ -92,7 +106,11 @@ impl Executor for ExecutorService {
             None => self.config.session_idle_timeout,
             Some(Ok(timeout)) if timeout > Duration::ZERO => timeout,
             Some(_) => {
-                return Err(Failure::invalid_field("idle_timeout", "idle_timeout is not a positive duration").into());
+                return Err(Failure::invalid_field(
+                    "idle_timeout",
+                    "idle_timeout is not a positive duration",
+                )
+                .into());
             }
         };
         let state = engine.new_state(max_seq_len, &self.memory).map_err(|error| failure::of_state(&error))?;
@@ -117,8 +135,10 @@ impl Executor for ExecutorService {
             Ok(size) => size.min(MAX_PAGE_SIZE),
             Err(_) => return Err(Failure::invalid_field("page_size", "page_size is negative").into()),
         };
-        let after = request.page_token.filter(|token| !token.is_empty()).map(|token| token.parse()).transpose();
-        let after = after.map_err(|_| Failure::invalid_field("page_token", "page_token is not one of this service"))?;
+        let after =
+            request.page_token.filter(|token| !token.is_empty()).map(|token| token.parse()).transpose();
+        let after = after
+            .map_err(|_| Failure::invalid_field("page_token", "page_token is not one of this service"))?;
         let (sessions, next) = self.sessions.list(after, page_size);
         Ok(Response::new(ListSessionsResponse {
             sessions: sessions.iter().map(convert::session).collect(),
@@ -144,9 +164,13 @@ impl Executor for ExecutorService {
         Ok(Response::new(()))
     }
 
-    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+    async fn tokenize(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<TokenizeResponse>, Status> {
         let request = request.into_inner();
-        let engine = self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let engine =
+            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
         let encoding = tokio::task::spawn_blocking(move || match request.input {
             Some(tokenize_request::Input::Prompt(text)) => engine
                 .tokenizer()
@@ -165,13 +189,19 @@ impl Executor for ExecutorService {
             }
             None => Err(Failure::invalid_field("input", "the request has neither prompt nor messages")),
         });
-        let encoded = encoding.await.map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))?;
+        let encoded = encoding
+            .await
+            .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))?;
         Ok(Response::new(TokenizeResponse { token_ids: encoded? }))
     }
 
-    async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
+    async fn detokenize(
+        &self,
+        request: Request<DetokenizeRequest>,
+    ) -> Result<Response<DetokenizeResponse>, Status> {
         let request = request.into_inner();
-        let engine = self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let engine =
+            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
         let skip_special_tokens = request.skip_special_tokens.unwrap_or(true);
         let text = engine.tokenizer().decode(&request.token_ids, skip_special_tokens);
         Ok(Response::new(DetokenizeResponse { text: text.map_err(|error| failure::of_text(&error))? }))

@@ -38,7 +38,9 @@ pub(super) fn of_load(error: &LoadError) -> Failure {
         LoadError::Manifest(_) | LoadError::Text { .. } => {
             Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message)
         }
-        LoadError::Thread(_) | LoadError::Panicked(_) => Failure::new(Code::Internal, reason::INTERNAL, message),
+        LoadError::Thread(_) | LoadError::Panicked(_) => {
+            Failure::new(Code::Internal, reason::INTERNAL, message)
+        }
     }
 }
 
@@ -71,11 +73,16 @@ fn of_backend(error: &BackendError) -> Failure {
         BackendError::Unsupported { .. } => {
             Failure::new(Code::FailedPrecondition, reason::ENGINE_INCOMPATIBLE, message)
         }
-        BackendError::InvalidArgument(_) => Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message),
-        BackendError::CacheFull { .. } => Failure::new(Code::InvalidArgument, reason::PROMPT_TOO_LONG, message),
-        BackendError::Corrupt { .. } | BackendError::Graph(_) | BackendError::Manifest(_) | BackendError::Weight(_) => {
-            Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message)
+        BackendError::InvalidArgument(_) => {
+            Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message)
         }
+        BackendError::CacheFull { .. } => {
+            Failure::new(Code::InvalidArgument, reason::PROMPT_TOO_LONG, message)
+        }
+        BackendError::Corrupt { .. }
+        | BackendError::Graph(_)
+        | BackendError::Manifest(_)
+        | BackendError::Weight(_) => Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message),
         BackendError::Io { .. } | BackendError::Device { .. } => {
             Failure::new(Code::Internal, reason::INTERNAL, message)
         }
@@ -122,7 +129,9 @@ pub(super) fn of_submit(error: &SubmitError) -> Failure {
 pub(super) fn of_text(error: &TextError) -> Failure {
     let message = error.to_string();
     match error {
-        TextError::NoChatTemplate => Failure::new(Code::FailedPrecondition, reason::NO_CHAT_TEMPLATE, message),
+        TextError::NoChatTemplate => {
+            Failure::new(Code::FailedPrecondition, reason::NO_CHAT_TEMPLATE, message)
+        }
         TextError::TooManyStopStrings { .. }
         | TextError::StopStringTooLong { .. }
         | TextError::EmptyStopString { .. } => Failure::invalid_field("stopping.stop", message),

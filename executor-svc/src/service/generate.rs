@@ -43,7 +43,11 @@ struct Prompt {
 impl ExecutorService {
     /// Checks a call and hands it to its engine's scheduler. Everything that the caller can have got wrong is found
     /// here, before the stream begins.
-    pub(super) fn start(&self, message: GenerateRequest, deadline: Option<Instant>) -> Result<Started, Failure> {
+    pub(super) fn start(
+        &self,
+        message: GenerateRequest,
+        deadline: Option<Instant>,
+    ) -> Result<Started, Failure> {
         let session = message.session_id.as_deref().map(|id| self.sessions.get(id)).transpose();
         let session = session.map_err(|error| failure::of_session(&error))?;
         let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
@@ -74,13 +78,18 @@ impl ExecutorService {
         let length = prompt.keep + prompt.new_tokens.len();
         let max_tokens = stopping.max_tokens.map(|tokens| tokens as usize);
         if max_tokens == Some(0) {
-            return Err(Failure::invalid_field("stopping.max_tokens", "max_tokens is 0: expected at least 1"));
+            return Err(Failure::invalid_field(
+                "stopping.max_tokens",
+                "max_tokens is 0: expected at least 1",
+            ));
         }
         let mut lease = match lease {
             Some(lease) => lease,
             None => self.ephemeral(&engine, length, max_tokens)?,
         };
-        let state = lease.state().ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
+        let state = lease
+            .state()
+            .ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
         check_length(length, state.cache.capacity())?;
         begin_turn(state, prompt);
         sampler.push_prompt(&state.tokens);
@@ -126,7 +135,8 @@ impl ExecutorService {
         let engine = of_session.map_err(|error| failure::of_find(&error))?;
         match name {
             Some(name) if name != engine.manifest().key.as_str() && name != engine.manifest().model => {
-                let message = format!("session {:?} is of engine {}, not {name:?}", session.id(), session.engine());
+                let message =
+                    format!("session {:?} is of engine {}, not {name:?}", session.id(), session.engine());
                 Err(Failure::invalid_field("engine", message))
             }
             _ => Ok(engine),
@@ -177,7 +187,11 @@ fn read_input(
             let template = engine.template().map_err(|error| failure::of_text(&error))?;
             let continuation = continue_conversation(engine.tokenizer(), template, history, &all, &options)
                 .map_err(|error| failure::of_text(&error))?;
-            Ok(Prompt { keep: continuation.keep_prefix_len, new_tokens: continuation.new_tokens, messages: all })
+            Ok(Prompt {
+                keep: continuation.keep_prefix_len,
+                new_tokens: continuation.new_tokens,
+                messages: all,
+            })
         }
     }
 }

@@ -60,7 +60,8 @@ impl ExecutorService {
     pub async fn open(config: ExecutorConfig) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
         let opening = {
-            let (folder, limits) = (config.cache_dir.clone(), CacheLimits { max_bytes: config.cache_limit_bytes });
+            let (folder, limits) =
+                (config.cache_dir.clone(), CacheLimits { max_bytes: config.cache_limit_bytes });
             tokio::task::spawn_blocking(move || LocalCache::open(folder, limits))
         };
         let cache = opening.await.map_err(OpenError::Panicked)??;

@@ -193,7 +193,11 @@ impl Sessions {
             created: SystemTime::now(),
             sequence,
             deleted: CancellationToken::new(),
-            slot: Mutex::new(Slot { num_tokens: state.tokens.len(), state: Some(state), last_used: Instant::now() }),
+            slot: Mutex::new(Slot {
+                num_tokens: state.tokens.len(),
+                state: Some(state),
+                last_used: Instant::now(),
+            }),
         });
         inner.by_id.insert(session.id.clone(), Arc::clone(&session));
         Ok(session)

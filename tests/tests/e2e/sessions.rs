@@ -149,6 +149,22 @@ async fn sessions_are_created_found_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_session_holds_the_memory_of_the_tokens_that_its_cache_has_room_for() {
+    let shared = shared().await.unwrap();
+    // A static cache is as long as its engine's.
+    for (cache, room) in [(CacheKind::InPlace, 16), (CacheKind::StaticV1, 256), (CacheKind::StaticV2, 256)] {
+        let key =
+            shared.compiler.key(tiny_llama_request("tiny-llama-2", Precision::Fp32, cache)).await.unwrap();
+        let executor = shared.executor_alone(|_| {}).await.unwrap();
+        let per_token = executor.load(&key).await.unwrap().engine.unwrap().kv_bytes_per_token;
+        let request = CreateSessionRequest { engine: None, max_seq_len: Some(16), idle_timeout: None };
+        let session = executor.client.clone().create_session(request).await.unwrap().into_inner();
+        assert_eq!((session.max_seq_len, session.kv_bytes), (16, room * per_token), "{cache}");
+        assert_eq!(executor.get_load().await.unwrap().kv_bytes_used, session.kv_bytes, "{cache}");
+    }
+}
+
+#[tokio::test]
 async fn an_idle_session_expires_and_returns_its_memory() {
     let shared = shared().await.unwrap();
     let executor = shared.executor_alone(|_| {}).await.unwrap();

@@ -67,17 +67,20 @@ fn region(pool: &ThreadPool) {
     println!("empty region: {:.2} µs", seconds * 1e6 / REGIONS as f64);
 }
 
-/// Sums memory far larger than the caches of a core.
+/// Sums memory far larger than the caches of a core, each worker four streams of it.
 fn bandwidth(pool: &ThreadPool) {
+    const LINES: usize = 32;
     let memory = vec![1u64; 64 << 20];
-    let each = memory.len() / pool.threads();
+    let each = memory.len() / pool.threads() / 4;
     let seconds = best(5, || {
         pool.run(&|worker| {
-            let part = &memory[worker * each..(worker + 1) * each];
-            let sums = part.chunks_exact(64).fold([0u64; 64], |mut sums, chunk| {
-                sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum = sum.wrapping_add(*value));
-                sums
-            });
+            let stream = |i: usize| memory[(worker * 4 + i) * each..][..each].chunks_exact(LINES);
+            let mut sums = [0u64; LINES];
+            for (((a, b), c), d) in stream(0).zip(stream(1)).zip(stream(2)).zip(stream(3)) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = sum.wrapping_add(a[i] ^ b[i] ^ c[i] ^ d[i]);
+                }
+            }
             black_box(sums);
         });
     });
@@ -155,7 +158,8 @@ fn products(pool: &ThreadPool, name: &str, elements: Elements<'_>) {
     for m in [1, 2, 4, 8, 9, 16, 17, 32, 64, 512] {
         let (kinds, step) = step(pool, elements, m);
         if m == 1 || m == 512 {
-            for ((what, rows, k, _), seconds) in LAYER.into_iter().chain([HEAD]).zip(kinds) {
+            for ((what, rows, k, _), seconds) in LAYER.into_iter().chain((m == 1).then_some(HEAD)).zip(kinds)
+            {
                 let count = if what == "head" { 1 } else { LAYERS };
                 let weights = (rows.iter().sum::<usize>() * k * count) as f64;
                 let read = weights * elements.element_size() as f64 / seconds / 1e9;

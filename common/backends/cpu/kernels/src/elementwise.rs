@@ -127,7 +127,7 @@ unary! {
     /// accurate to about 10⁻⁶ relative for negative `x` also.
     gelu_tanh, GeluTanh(), |s, x| {
         let cubic = s.mul_add(s.mul(s.mul(x, x), s.splat(0.044_715)), x, x);
-        s.mul(x, math::sigmoid(s, s.mul(cubic, s.splat(1.595_769_1))))
+        s.mul(x, math::sigmoid(s, s.mul(cubic, s.splat(1.595_769))))
     }
 }
 unary! {

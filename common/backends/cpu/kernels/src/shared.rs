@@ -79,7 +79,6 @@ impl<'a, T> SharedMut<'a, T> {
     /// # Safety
     /// While the result is in use, nothing else uses an element of the range.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "a worker's part is within the slice");
         // SAFETY: the range is within the slice that this borrows mutably, and the caller promises that no other
@@ -92,7 +91,6 @@ impl<'a, T> SharedMut<'a, T> {
     /// # Safety
     /// While the result is in use, nothing else uses the element.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(crate) unsafe fn element(&self, index: usize) -> &'a mut T {
         assert!(index < self.len, "a worker's element is within the slice");
         // SAFETY: the element is within the slice that this borrows mutably, and the caller promises that no other

@@ -274,9 +274,9 @@ fn rotation_turns_pairs_by_the_angle() {
             for interleaved in [false, true] {
                 let mut head = x.clone();
                 rope_apply(isa, &mut head, &cos, &sin, interleaved);
-                for i in 0..half {
+                for (i, frequency) in inv_freq.iter().enumerate() {
                     let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
-                    let (sine, cosine) = f64::from(1234.0f32 * inv_freq[i]).sin_cos();
+                    let (sine, cosine) = f64::from(1234.0f32 * frequency).sin_cos();
                     let (xa, xb) = (f64::from(x[a]) * 1.5, f64::from(x[b]) * 1.5);
                     assert_close(head[a], xa * cosine - xb * sine, 4e-7, format!("{dim} {rotary} {a}"));
                     assert_close(head[b], xb * cosine + xa * sine, 4e-7, format!("{dim} {rotary} {b}"));

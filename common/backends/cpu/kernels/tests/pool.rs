@@ -111,8 +111,10 @@ fn the_caller_waits_for_a_worker_that_takes_long() {
 /// The state letter of every worker thread of this process, as Linux shows it: `S` when it sleeps.
 #[cfg(target_os = "linux")]
 fn worker_states() -> Vec<char> {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux lists the threads");
+    let tasks = std::fs::read_dir("/proc/self/task");
     tasks
+        .into_iter()
+        .flatten()
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok())
         .filter(|stat| stat.contains("(cpu-idle-"))
         .filter_map(|stat| stat.rsplit(") ").next()?.chars().next())

@@ -8,7 +8,7 @@ use crate::linear::{dots, tile};
 use crate::simd::{Element, Simd};
 
 use super::AttentionArgs;
-use super::online::{RowState, exp_scalar, finish_scores};
+use super::online::{RowState, exp_scalar};
 use super::plan::Sequence;
 
 /// Most rows, tokens times query heads of a group, that are done this way.
@@ -23,7 +23,7 @@ pub(super) fn scratch_len(args: &AttentionArgs) -> usize {
 }
 
 /// Length of a partial result: for each row the accumulated values, the largest score and the sum.
-pub(super) const fn partial_len(args: &AttentionArgs, tokens: usize) -> usize {
+pub(super) fn partial_len(args: &AttentionArgs, tokens: usize) -> usize {
     tokens * args.group() * (args.value_dim + 2)
 }
 
@@ -212,8 +212,7 @@ impl<E: Element> Kernel for Accumulate<'_, E> {
             }
             for row in 0..rows {
                 let scores = &mut self.scores[row * KEYS..row * KEYS + n];
-                let (t, len) = (row / args.group(), sequence.keys.len);
-                finish_scores(s, args, t, sequence.tokens, len, sequence.mask, first, scores);
+                sequence.scores_of(args, row / args.group()).finish_scores(s, first, scores);
                 factors[row] = states[row].take(s, scores);
             }
             for row in (0..rows).step_by(4) {

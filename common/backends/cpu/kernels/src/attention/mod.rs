@@ -107,8 +107,8 @@ pub fn attention(
 
 impl AttentionArgs {
     /// How many query heads share a key head.
-    const fn group(&self) -> usize {
-        if self.kv_heads == 0 { 0 } else { self.query_heads / self.kv_heads }
+    fn group(&self) -> usize {
+        self.query_heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
     /// The keys that query `t` of `tokens` sees, of `len`.

@@ -41,40 +41,45 @@ pub(super) fn exp_scalar<S: Simd>(s: S, x: f32) -> f32 {
     lanes[0]
 }
 
-/// Makes scores of inner products (scaled already) of query `t` with the keys from `first` on: caps them, adds the mask and
-/// hides what the query does not see.
-#[inline(always)]
-pub(super) fn finish_scores<S: Simd>(
-    s: S,
-    args: &AttentionArgs,
-    t: usize,
-    tokens: usize,
-    len: usize,
-    mask: Option<&[f32]>,
-    first: usize,
-    scores: &mut [f32],
-) {
-    let n = scores.len();
-    if let Some(cap) = args.soft_cap {
-        let (cap_vector, x) = (s.splat(cap), scores.as_mut_ptr());
-        for i in (0..n).step_by(S::LANES) {
-            let count = (n - i).min(S::LANES);
-            // SAFETY: `count` elements follow i.
-            unsafe {
-                let score = s.div(s.load_partial(x.add(i), count), cap_vector);
-                s.store_partial(x.add(i), count, s.mul(cap_vector, math::tanh(s, score)));
+/// A query of a sequence.
+pub(super) struct Query<'a> {
+    pub(super) args: &'a AttentionArgs,
+    /// Which of the `tokens` queries.
+    pub(super) t: usize,
+    pub(super) tokens: usize,
+    /// How many keys the sequence has.
+    pub(super) len: usize,
+    /// `[tokens, len]`.
+    pub(super) mask: Option<&'a [f32]>,
+}
+
+impl Query<'_> {
+    /// Makes scores of inner products (scaled already) with the keys from `first` on: caps them, adds the mask and hides what
+    /// the query does not see.
+    #[inline(always)]
+    pub(super) fn finish_scores<S: Simd>(&self, s: S, first: usize, scores: &mut [f32]) {
+        let n = scores.len();
+        if let Some(cap) = self.args.soft_cap {
+            let (cap_vector, x) = (s.splat(cap), scores.as_mut_ptr());
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
+                // SAFETY: `count` elements follow i.
+                unsafe {
+                    let score = s.div(s.load_partial(x.add(i), count), cap_vector);
+                    s.store_partial(x.add(i), count, s.mul(cap_vector, math::tanh(s, score)));
+                }
             }
         }
-    }
-    if let Some(mask) = mask {
-        let mask = &mask[t * len + first..t * len + first + n];
-        for (score, mask) in scores.iter_mut().zip(mask) {
-            *score += mask;
+        if let Some(mask) = self.mask {
+            let mask = &mask[self.t * self.len + first..self.t * self.len + first + n];
+            for (score, mask) in scores.iter_mut().zip(mask) {
+                *score += mask;
+            }
         }
+        let visible = self.args.visible(self.t, self.tokens, self.len);
+        let hidden_before = visible.start.saturating_sub(first).min(n);
+        let hidden_from = visible.end.saturating_sub(first).min(n);
+        scores[..hidden_before].fill(f32::NEG_INFINITY);
+        scores[hidden_from..].fill(f32::NEG_INFINITY);
     }
-    let visible = args.visible(t, tokens, len);
-    let hidden_before = visible.start.saturating_sub(first).min(n);
-    let hidden_from = visible.end.saturating_sub(first).min(n);
-    scores[..hidden_before].fill(f32::NEG_INFINITY);
-    scores[hidden_from..].fill(f32::NEG_INFINITY);
 }

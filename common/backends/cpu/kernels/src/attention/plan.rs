@@ -8,6 +8,7 @@ use crate::shared::{Queue, SharedMut};
 use crate::{Isa, KvView, Scratch, ThreadPool};
 
 use super::decode::{self, DECODE_ROWS};
+use super::online::Query;
 use super::{AttentionArgs, AttentionSequence, StridedRows, prefill};
 
 /// Fewest keys of a part of a sequence.
@@ -75,6 +76,12 @@ impl<'a> Sequence<'a> {
     pub(super) fn query(&self, args: &AttentionArgs, t: usize, head: usize) -> &'a [f32] {
         let start = t * self.queries.token_stride + head * self.queries.head_stride;
         &self.queries.data[start..start + args.head_dim]
+    }
+
+    /// What scores of a query depend on.
+    #[inline(always)]
+    pub(super) fn scores_of(&self, args: &'a AttentionArgs, t: usize) -> Query<'a> {
+        Query { args, t, tokens: self.tokens, len: self.keys.len, mask: self.mask }
     }
 
     /// The place of a result.

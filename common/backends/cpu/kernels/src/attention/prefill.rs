@@ -9,7 +9,7 @@ use crate::simd::{Element, Simd};
 
 use super::AttentionArgs;
 use super::decode::{add_scaled, head_of};
-use super::online::{RowState, finish_scores};
+use super::online::RowState;
 use super::plan::Sequence;
 
 /// Keys of a block: a whole number of pairs of vectors for every instruction set.
@@ -194,8 +194,7 @@ impl<E: Element> Queries<'_, E> {
                 scores.fill(0.0);
                 continue;
             }
-            let (t, len) = (self.token(row + r), sequence.keys.len);
-            finish_scores(s, args, t, sequence.tokens, len, sequence.mask, block.start, scores);
+            sequence.scores_of(args, self.token(row + r)).finish_scores(s, block.start, scores);
             let kept = &mut memory.states[2 * (row + r)..2 * (row + r) + 2];
             let mut state = RowState { max: kept[0], sum: kept[1] };
             *factor = state.take(s, scores);

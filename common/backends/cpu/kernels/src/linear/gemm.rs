@@ -66,6 +66,11 @@ pub(super) struct Output<'a> {
     pub(super) accumulate: bool,
 }
 
+/// Whether these products run on the matrix unit, which takes no fp32 weights.
+pub(super) fn on_matrix_unit(isa: Isa, products: &[Product<'_>]) -> bool {
+    isa.has_amx() && products.iter().all(|product| !matches!(product.weight.elements, Elements::F32(_)))
+}
+
 pub(super) fn multiply(
     pool: &ThreadPool,
     scratch: &mut Scratch,
@@ -76,7 +81,7 @@ pub(super) fn multiply(
 ) {
     let problem = Problem { x, m, x_stride, products, k: products.first().map_or(0, |p| p.weight.columns) };
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if pool.isa().has_amx() && products.iter().all(|p| !matches!(p.weight.elements, Elements::F32(_))) {
+    if on_matrix_unit(pool.isa(), products) {
         problem.run(pool, scratch, super::amx::Amx::new(pool.isa()));
         return;
     }

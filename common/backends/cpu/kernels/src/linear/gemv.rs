@@ -247,27 +247,27 @@ pub(crate) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
     unsafe {
         let mut row = [s.splat(0.0); M];
         for i in (0..whole).step_by(S::LANES) {
-            for t in 0..M {
-                row[t] = s.load(x.add(t * x_stride + i));
+            for (t, row) in row.iter_mut().enumerate() {
+                *row = s.load(x.add(t * x_stride + i));
             }
             for r in 0..R {
                 let from = w.add(r * w_stride + i);
                 s.prefetch(from.wrapping_byte_add(PREFETCH_BYTES));
                 let weight = E::load(s, from);
-                for t in 0..M {
-                    sums[t][r] = s.mul_add(weight, row[t], sums[t][r]);
+                for (sums, &row) in sums.iter_mut().zip(&row) {
+                    sums[r] = s.mul_add(weight, row, sums[r]);
                 }
             }
         }
         if whole < k {
             let n = k - whole;
-            for t in 0..M {
-                row[t] = s.load_partial(x.add(t * x_stride + whole), n);
+            for (t, row) in row.iter_mut().enumerate() {
+                *row = s.load_partial(x.add(t * x_stride + whole), n);
             }
             for r in 0..R {
                 let weight = E::load_partial(s, w.add(r * w_stride + whole), n);
-                for t in 0..M {
-                    sums[t][r] = s.mul_add(weight, row[t], sums[t][r]);
+                for (sums, &row) in sums.iter_mut().zip(&row) {
+                    sums[r] = s.mul_add(weight, row, sums[r]);
                 }
             }
         }

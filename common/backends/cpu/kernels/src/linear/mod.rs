@@ -159,7 +159,7 @@ fn multiply(
     }
     assert!(x_stride >= k || m == 1, "rows of the activations do not overlap");
     assert!(x.len() >= (m - 1) * x_stride + k, "the activations have m rows");
-    let gemv_rows = if pool.isa().has_amx() { GEMV_ROWS_AMX } else { GEMV_ROWS };
+    let gemv_rows = if gemm::on_matrix_unit(pool.isa(), products) { GEMV_ROWS_AMX } else { GEMV_ROWS };
     if m <= gemv_rows {
         gemv::multiply(pool, x, m, x_stride, products);
     } else {

@@ -189,8 +189,13 @@ impl Simd for Portable {
             // SAFETY: row < rows, of which the caller promises n elements each.
             *values = unsafe { E::load_partial(self, from.add(row * stride), n) };
         }
-        for i in 0..LANES {
-            let column: Lanes = std::array::from_fn(|row| block[row][i]);
+        let mut columns = [[0.0; LANES]; LANES];
+        for (row, values) in block.into_iter().enumerate() {
+            for (column, value) in columns.iter_mut().zip(values) {
+                column[row] = value;
+            }
+        }
+        for (i, column) in columns.into_iter().enumerate() {
             // SAFETY: i < LANES, and the caller promises as many vectors.
             unsafe { self.store(to.add(i * to_stride), column) };
         }
