@@ -3,6 +3,8 @@
 //! Machines differ and are noisy, so a number by itself says little: both sides take turns, and the ratio of each
 //! turn is what counts.
 
+mod cold_start;
+
 use std::io::{BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +37,8 @@ pub(crate) struct BenchArgs {
 enum BenchCommand {
     /// One session on the CPU backend: prefill and decode of the same tokens by both sides in turns.
     Cpu(CpuArgs),
+    /// From the start of an executor's process to its first token.
+    ColdStart(cold_start::ColdStartArgs),
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +109,7 @@ struct Turn {
 pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     match args.command {
         BenchCommand::Cpu(args) => cpu(args).await,
+        BenchCommand::ColdStart(args) => cold_start::run(args).await,
     }
 }
 
@@ -123,7 +128,7 @@ async fn cpu(args: CpuArgs) -> anyhow::Result<()> {
         executor.load_engine(LoadEngineRequest { engine_key: engine.key.clone() }).await?.into_inner();
     let loaded = loaded.engine.context("no engine in the answer")?;
     let mut peer = args.peer.as_deref().map(Peer::start).transpose()?;
-    let vocab_size = peer.as_ref().map_or(Ok(49_152), Peer::vocab_size)?;
+    let vocab_size = peer.as_ref().map_or(Ok(loaded.vocab_size), Peer::vocab_size)?;
     let prompt: Vec<u32> = (0..args.isl).map(|index| prompt_token(index, vocab_size)).collect();
     let threads =
         args.services.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
@@ -240,7 +245,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// As `prompt_token_ids` of the line protocol.
 fn prompt_token(index: u32, vocab_size: u32) -> u32 {
-    let token = 100 + u64::from(index) * 7907 % u64::from(vocab_size - 100);
+    let token = 100 + u64::from(index) * 7907 % u64::from(vocab_size.saturating_sub(100).max(1));
     u32::try_from(token).unwrap_or(100)
 }
 

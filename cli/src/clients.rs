@@ -18,19 +18,19 @@ use crate::serve;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServiceArgs {
     /// Address of a compiler service; without one it is embedded.
-    #[arg(long, env = "ROUNDHOUSE_COMPILER", value_name = "URL")]
+    #[arg(long, global = true, env = "ROUNDHOUSE_COMPILER", value_name = "URL")]
     pub(crate) compiler: Option<String>,
     /// Address of an executor service; without one it is embedded.
-    #[arg(long, env = "ROUNDHOUSE_EXECUTOR", value_name = "URL")]
+    #[arg(long, global = true, env = "ROUNDHOUSE_EXECUTOR", value_name = "URL")]
     pub(crate) executor: Option<String>,
     /// Engine store of embedded services: a folder, s3://…, gs://… or az://….
-    #[arg(long, env = "ROUNDHOUSE_STORE", value_name = "URL")]
+    #[arg(long, global = true, env = "ROUNDHOUSE_STORE", value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Folder of embedded services for checkpoints, builds and pulled engines.
-    #[arg(long, env = "ROUNDHOUSE_HOME", value_name = "DIR")]
+    #[arg(long, global = true, env = "ROUNDHOUSE_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
     /// Threads of the embedded CPU backend; one a core by default.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) threads: Option<usize>,
 }
 

@@ -120,7 +120,8 @@ pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
     announce(&args, compiled.reused, compile_s, &loaded);
 
     let (generated, prompt_token_ids, benchmark) = if args.benchmark {
-        let (generated, benchmark) = run_benchmark(&args, &executor, &engine_key).await?;
+        let vocab_size = loaded.engine.as_ref().map_or(0, |engine| engine.vocab_size);
+        let (generated, benchmark) = run_benchmark(&args, &executor, &engine_key, vocab_size).await?;
         (generated, Vec::new(), Some(benchmark))
     } else {
         let (generated, prompt) = run_prompt(&args, &mut executor, &engine_key).await?;
@@ -236,6 +237,7 @@ async fn run_benchmark(
     args: &RunLlmArgs,
     executor: &ExecutorClient<Channel>,
     engine: &str,
+    vocab_size: u32,
 ) -> anyhow::Result<(Generated, Benchmark)> {
     ensure!(args.num_tokens > 1, "a benchmark needs --num-tokens of at least 2");
     ensure!(
@@ -249,7 +251,7 @@ async fn run_benchmark(
         let mut running = Vec::new();
         let start = Instant::now();
         for sequence in 0..args.batch_size {
-            let ids = (0..args.isl).map(|index| pseudo_random_token(sequence, index)).collect();
+            let ids = (0..args.isl).map(|index| pseudo_random_token(sequence, index, vocab_size)).collect();
             let request = generation(args, engine, generate_request::Input::TokenIds(TokenIds { ids }));
             let mut executor = executor.clone();
             running.push(tokio::spawn(async move { generate(&mut executor, request, |_| {}).await }));
@@ -285,9 +287,10 @@ async fn run_benchmark(
     Ok((last.context("no generation ran")?, benchmark))
 }
 
-/// Token IDs in 1..10000, the same in every run.
-fn pseudo_random_token(sequence: u32, index: u32) -> u32 {
-    1 + (index.wrapping_add(sequence.wrapping_mul(104_729))).wrapping_mul(7919) % 9999
+/// Token IDs in 1..10000, as far as the vocabulary has them; the same in every run.
+fn pseudo_random_token(sequence: u32, index: u32, vocab_size: u32) -> u32 {
+    let count = vocab_size.saturating_sub(1).clamp(1, 9999);
+    1 + index.wrapping_add(sequence.wrapping_mul(104_729)).wrapping_mul(7919) % count
 }
 
 /// The `q` quantile by nearest rank.

@@ -174,12 +174,12 @@ impl CompilerArgs {
 impl ExecutorArgs {
     /// Of an executor service inside a command.
     pub(crate) fn embedded(args: &ServiceArgs) -> Self {
-        let home = home(args.home.as_deref());
+        let (store, cache_dir) = embedded_executor_places(args);
         Self {
             listen: ListenArgs { address: None, address_file: None, drain_seconds: 0 },
-            store: Some(store(args.store.as_deref(), &home)),
+            store: Some(store),
             options: ExecutorOptions {
-                cache_dir: Some(home.join("executor")),
+                cache_dir: Some(cache_dir),
                 cache_limit_bytes: None,
                 load: Vec::new(),
                 kv_memory_bytes: 4 << 30,
@@ -226,6 +226,12 @@ fn home(given: Option<&Path>) -> PathBuf {
 
 fn store(given: Option<&str>, home: &Path) -> String {
     given.map_or_else(|| home.join("store").display().to_string(), str::to_owned)
+}
+
+/// The store and the cache folder of an executor service inside a command.
+pub(crate) fn embedded_executor_places(args: &ServiceArgs) -> (String, PathBuf) {
+    let home = home(args.home.as_deref());
+    (store(args.store.as_deref(), &home), home.join("executor"))
 }
 
 async fn stop_signal() {

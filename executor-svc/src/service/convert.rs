@@ -24,6 +24,7 @@ pub(super) fn loaded_engine(engine: &LoadedEngine) -> proto::LoadedEngine {
         weight_bytes: plan.weight_bytes,
         kv_bytes_per_token: plan.kv_bytes_per_token,
         workspace_bytes: plan.workspace_bytes,
+        vocab_size: count(engine.vocab_size()),
     }
 }
 

@@ -1,0 +1,267 @@
+//! The services as processes of their own: what a person or a machine that runs the binary sees.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_roundhouse");
+/// Longer than anything here takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn checkpoint() -> PathBuf {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.exists(), "{} is missing: run `make models`", path.display());
+    path
+}
+
+fn tiny_llama() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny-llama-2")
+}
+
+/// A service's process, killed when dropped.
+struct Service {
+    process: Child,
+    url: String,
+}
+
+impl Service {
+    fn start(name: &str, folder: &Path, arguments: &[&str]) -> Self {
+        let address_file = folder.join(format!("{name}.address"));
+        // A service that was here before wrote its own.
+        let _ = std::fs::remove_file(&address_file);
+        let mut process = Command::new(BINARY)
+            .arg(name)
+            .args(["--address", "127.0.0.1:0", "--address-file"])
+            .arg(&address_file)
+            .arg("--store")
+            .arg(folder.join("store"))
+            .args(arguments)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let address = wait_for(|| {
+            assert!(process.try_wait().unwrap().is_none(), "the {name} service ended");
+            std::fs::read_to_string(&address_file).ok()
+        });
+        Self { process, url: format!("http://{address}") }
+    }
+
+    fn compiler(folder: &Path) -> Self {
+        Self::start("compiler", folder, &["--work-dir", folder.join("compiler").to_str().unwrap()])
+    }
+
+    fn executor(folder: &Path) -> Self {
+        Self::start("executor", folder, &["--cache-dir", folder.join("executor").to_str().unwrap()])
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Asks again until there is an answer.
+fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(start.elapsed() < PATIENCE, "nothing after {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
+fn roundhouse(arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).output().unwrap()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn run_llm(compiler: &Service, executor: &Service, model: &Path, more: &[&str]) -> Output {
+    let mut arguments =
+        vec!["run-llm", "--compiler", &compiler.url, "--executor", &executor.url, "--json", "--model"];
+    arguments.push(model.to_str().unwrap());
+    arguments.extend(more);
+    roundhouse(&arguments)
+}
+
+#[test]
+fn two_processes_compile_and_answer_and_the_second_time_reuse_the_engine_within_their_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (compiler, executor) = (Service::compiler(folder.path()), Service::executor(folder.path()));
+    let flags =
+        ["--prompt", "What is the capital of France?", "--num_tokens", "32", "--model_precision", "FP16"];
+    let first = json(&run_llm(&compiler, &executor, &checkpoint(), &flags));
+    let second = json(&run_llm(&compiler, &executor, &checkpoint(), &flags));
+    assert_eq!(first["engine_reused"], false);
+    assert_eq!(second["engine_reused"], true);
+    assert_eq!(first["engine_key"], second["engine_key"]);
+    assert_eq!(first["output_token_ids"], second["output_token_ids"]);
+    assert!(first["text"].as_str().unwrap().contains("Paris"), "{}", first["text"]);
+    assert_eq!((first["backend"].as_str(), first["precision"].as_str()), (Some("cpu"), Some("fp16")));
+
+    let engine = json(&roundhouse(&[
+        "engines",
+        "get",
+        first["engine_key"].as_str().unwrap(),
+        "--json",
+        "--compiler",
+        &compiler.url,
+    ]));
+    let blobs = engine["blobs"].as_array().unwrap();
+    let weights =
+        blobs.iter().find(|blob| blob["name"] == "weights.safetensors").unwrap()["size"].as_u64().unwrap();
+    let compile_peak = first["compile_peak_memory_bytes"].as_u64().unwrap();
+    assert!(
+        compile_peak > 0 && compile_peak * 10 <= weights * 13,
+        "{compile_peak} bytes for {weights} of weights"
+    );
+    let plan = json(&roundhouse(&[
+        "compile",
+        "--dry-run",
+        "--json",
+        "--compiler",
+        &compiler.url,
+        "--model",
+        checkpoint().to_str().unwrap(),
+    ]));
+    let bytes = |field: &str| plan[field].as_u64().unwrap();
+    let planned = bytes("weight_bytes") + bytes("workspace_bytes") + bytes("kv_bytes_per_token") * 128;
+    let peak = second["peak_memory_bytes"].as_u64().unwrap();
+    assert!(peak <= planned + 150_000_000, "the executor had {peak} bytes, planned were {planned}");
+}
+
+#[test]
+fn a_compiler_that_is_killed_leaves_no_engine_and_the_next_one_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let compiler = Service::compiler(folder.path());
+    let mut command = Command::new(BINARY)
+        .args(["compile", "--compiler", &compiler.url, "--model", checkpoint().to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Bytes of a blob are on their way into the store: it is uploading.
+    let blobs = folder.path().join("store/blobs");
+    wait_for(|| std::fs::read_dir(blobs.join("sha256")).ok()?.next()).unwrap();
+    compiler.signal("-KILL");
+    assert!(!command.wait().unwrap().success(), "the command must not report an engine");
+    let engines = folder.path().join("store/engines");
+    let manifests = std::fs::read_dir(&engines).map_or(0, Iterator::count);
+    assert_eq!(manifests, 0, "a killed upload left a manifest");
+    drop(compiler);
+
+    let compiler = Service::compiler(folder.path());
+    let compiled = json(&roundhouse(&[
+        "compile",
+        "--json",
+        "--compiler",
+        &compiler.url,
+        "--model",
+        checkpoint().to_str().unwrap(),
+    ]));
+    assert_eq!(compiled["reused"], false);
+    let executor = Service::executor(folder.path());
+    let answer = json(&run_llm(&compiler, &executor, &checkpoint(), &["--num-tokens", "4"]));
+    assert_eq!(answer["engine_key"], compiled["engine_key"]);
+    assert_eq!(answer["output_token_ids"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn a_service_that_is_told_to_stop_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    for mut service in [Service::compiler(folder.path()), Service::executor(folder.path())] {
+        service.signal("-TERM");
+        let status = wait_for(|| service.process.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[test]
+fn errors_say_what_is_wrong_and_fail_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().to_str().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["compile", "--model", "/nowhere/model.gguf", "--home", home], "/nowhere/model.gguf"),
+        (&["compile", "--model", "no model at all", "--home", home], "no model at all"),
+        (&["engines", "get", "abc", "--home", home], "abc"),
+        (&["sessions", "list"], "--executor"),
+        (&["run-llm", "--model", "m", "--precision", "fp8"], "fp8"),
+        (&["compile", "--model", "m", "--compiler", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
+    ];
+    for (arguments, named) in cases {
+        let output = roundhouse(arguments);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(message.contains(named), "{arguments:?}: {message}");
+        assert!(!message.contains("panicked"), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn a_conversation_is_read_from_standard_input() {
+    use std::io::Write as _;
+    let folder = tempfile::tempdir().unwrap();
+    let mut chat = Command::new(BINARY)
+        .args(["chat", "--num-tokens", "8", "--home", folder.path().to_str().unwrap(), "--model"])
+        .arg(tiny_llama())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    chat.stdin.take().unwrap().write_all(b"hello\n\nand again\n").unwrap();
+    let output = chat.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // An answer a message; the empty line is none.
+    assert!(String::from_utf8_lossy(&output.stdout).lines().count() >= 2);
+}
+
+#[test]
+fn a_benchmark_and_the_doctor_print_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().to_str().unwrap();
+    let model = tiny_llama();
+    let report = json(&roundhouse(&[
+        "run-llm",
+        "--model",
+        model.to_str().unwrap(),
+        "--home",
+        home,
+        "--benchmark",
+        "--iterations",
+        "2",
+        "--isl",
+        "40",
+        "--num_tokens",
+        "8",
+        "--batch_size",
+        "2",
+        "--json",
+    ]));
+    assert!(report["benchmark"]["decode_tokens_per_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["benchmark"]["batch_size"], 2);
+    let doctor = json(&roundhouse(&["doctor", "--json"]));
+    assert!(
+        doctor["backends"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|backend| backend["name"] == "cpu" && backend["runs"] == true)
+    );
+}
