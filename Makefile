@@ -1,6 +1,7 @@
 # The one entry point, for people and CI. `make demo` and `make test` install what is missing.
 
 CARGO ?= cargo
+BINARY := $(or $(CARGO_TARGET_DIR),target)/release/roundhouse
 MODELS := .roundhouse/models
 SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -22,7 +23,7 @@ build: setup ## Build the release binary
 	$(CARGO) build --release --locked --bin roundhouse
 
 demo: build models ## Start both services, compile SmolLM2 and stream an answer
-	@scripts/demo.sh target/release/roundhouse
+	@scripts/demo.sh $(BINARY)
 
 test: setup models ## Every test
 	$(CARGO) test --workspace --locked
@@ -35,7 +36,7 @@ check: setup ## What CI checks beside the tests: format, lints, documentation, d
 	$(CARGO) deny --all-features check bans licenses sources
 
 bench: build models ## Speed against llama.cpp, side by side (installs it by pip)
-	@scripts/bench.sh target/release/roundhouse
+	@scripts/bench.sh $(BINARY)
 
 clean: ## Remove what was built and fetched
 	$(CARGO) clean
