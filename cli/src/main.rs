@@ -11,6 +11,7 @@ mod doctor;
 mod engines;
 mod generate;
 mod output;
+mod pytorch;
 mod run_llm;
 mod serve;
 mod sessions;

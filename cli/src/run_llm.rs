@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use roundhouse_engine::Precision;
 use roundhouse_proto::executor::executor_client::ExecutorClient;
 use roundhouse_proto::executor::{
     ChatMessage, ChatMessages, GenerateRequest, GetLoadRequest, LoadEngineRequest, LoadEngineResponse,
-    ResponseOptions, StoppingOptions, TokenIds, TokenizeRequest, generate_request, tokenize_request,
+    LoadedEngine, ResponseOptions, StoppingOptions, TokenIds, TokenizeRequest, generate_request,
+    tokenize_request,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -17,7 +19,7 @@ use tonic::transport::Channel;
 use crate::clients::ServiceArgs;
 use crate::compile::{self, ModelArgs};
 use crate::generate::{Generated, SamplingArgs, finish_reason_name, generate};
-use crate::output;
+use crate::{output, pytorch};
 
 /// `roundhouse run-llm`.
 #[derive(Debug, Args)]
@@ -28,6 +30,15 @@ pub(crate) struct RunLlmArgs {
     services: ServiceArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// The tokenizer; an engine carries its checkpoint's, so that nothing but the model's own is taken.
+    #[arg(long)]
+    tokenizer: Option<String>,
+    /// Run the model by Transformers on PyTorch too, and compare tokens and times.
+    #[arg(long)]
+    enable_pytorch_run: bool,
+    /// The Python of --enable-pytorch-run.
+    #[arg(long, env = "ROUNDHOUSE_PYTHON", default_value = "python3")]
+    python: String,
     /// The prompt.
     #[arg(long, default_value = "What is parallel programming ?")]
     prompt: String,
@@ -84,6 +95,10 @@ struct Report {
     peak_memory_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     benchmark: Option<Benchmark>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pytorch: Option<pytorch::Answer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outputs_match: Option<bool>,
 }
 
 /// Medians over the iterations of a benchmark.
@@ -103,6 +118,13 @@ struct Benchmark {
 }
 
 pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
+    if let Some(tokenizer) =
+        args.tokenizer.as_deref().filter(|name| !name.is_empty() && *name != args.model.model)
+    {
+        bail!(
+            "--tokenizer {tokenizer}: an engine carries the tokenizer of its checkpoint; save another one into it"
+        );
+    }
     let mut compiler = args.services.compiler().await?;
     let mut executor = args.services.executor().await?;
     let mut request = args.model.request();
@@ -129,6 +151,10 @@ pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
     };
     let load = executor.get_load(GetLoadRequest {}).await?.into_inner();
     let engine = loaded.engine.unwrap_or_default();
+    let pytorch = match args.enable_pytorch_run {
+        true => Some(compare(&args, &engine, &prompt_token_ids).await?),
+        false => None,
+    };
     let tpot = generated.time_per_output_token();
     let report = Report {
         model: engine.model,
@@ -149,12 +175,50 @@ pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
         compile_peak_memory_bytes: compiled.peak_memory_bytes,
         peak_memory_bytes: load.peak_memory_bytes,
         benchmark,
+        outputs_match: pytorch.as_ref().map(|pytorch| pytorch.output_token_ids == generated.token_ids),
+        pytorch,
     };
     if args.json {
         return output::print_json(&report);
     }
     summarise(&report, &generated);
     Ok(())
+}
+
+/// The same generation by Transformers.
+async fn compare(
+    args: &RunLlmArgs,
+    engine: &LoadedEngine,
+    prompt: &[u32],
+) -> anyhow::Result<pytorch::Answer> {
+    let prompt: Vec<u32> = match args.benchmark {
+        true => (0..args.isl).map(|index| pseudo_random_token(0, index, engine.vocab_size)).collect(),
+        false => prompt.to_vec(),
+    };
+    let dtype = match args.model.precision {
+        Precision::Fp32 => "float32",
+        Precision::Fp16 => "float16",
+        Precision::Bf16 => "bfloat16",
+    };
+    let (python, model, eos_token_ids) =
+        (args.python.clone(), args.model.model.clone(), engine.eos_token_ids.clone());
+    let (num_tokens, ignore_eos) = (args.num_tokens, args.ignore_eos || args.benchmark);
+    let iterations = if args.benchmark { args.iterations } else { 1 };
+    let running = tokio::task::spawn_blocking(move || {
+        pytorch::run(
+            &python,
+            &pytorch::Request {
+                model: &model,
+                dtype,
+                prompt_token_ids: &prompt,
+                num_tokens,
+                ignore_eos,
+                eos_token_ids: &eos_token_ids,
+                iterations,
+            },
+        )
+    });
+    running.await?
 }
 
 fn announce(args: &RunLlmArgs, reused: bool, compile_s: f64, loaded: &LoadEngineResponse) {
@@ -324,6 +388,11 @@ fn summarise(report: &Report, generated: &Generated) {
             report.finish_reason,
             report.ttft_ms
         );
+    }
+    if let (Some(pytorch), Some(outputs_match)) = (&report.pytorch, report.outputs_match) {
+        let (ttft, tpot) = (pytorch.ttft_ms, pytorch.tpot_ms);
+        println!("PyTorch: TTFT {ttft:.1} ms, TPOT {tpot:.2} ms ({})", pytorch.version);
+        println!("PyTorch and Roundhouse outputs match: {outputs_match}");
     }
     println!("peak memory of the executor {}", output::bytes(report.peak_memory_bytes));
 }

@@ -25,6 +25,7 @@ pub(super) fn loaded_engine(engine: &LoadedEngine) -> proto::LoadedEngine {
         kv_bytes_per_token: plan.kv_bytes_per_token,
         workspace_bytes: plan.workspace_bytes,
         vocab_size: count(engine.vocab_size()),
+        eos_token_ids: manifest.info.eos_token_ids.clone(),
     }
 }
 
