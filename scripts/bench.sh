@@ -9,7 +9,8 @@ peers=.roundhouse/peers
 f16=$peers/SmolLM2-135M-Instruct.F16.gguf
 
 if [ ! -x "$peers/venv/bin/python" ]; then
-    python3 -m venv "$peers/venv"
+    mkdir -p "$peers"
+    python3 -m venv "$peers/venv" || { echo "install python3-venv first" >&2; exit 1; }
     # About five minutes on two cores: it is compiled for this machine's processor.
     CMAKE_ARGS="-DGGML_NATIVE=ON" "$peers/venv/bin/pip" install -q llama-cpp-python==0.3.36 gguf==0.19.0
 fi

@@ -1,5 +1,6 @@
 //! The thread that runs an engine's generations.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -250,7 +251,11 @@ impl Worker {
                 logits,
             });
         }
-        self.model.forward(&mut batch)
+        // A fault of a kernel ends the generations of this step with an error, and no others.
+        let step = catch_unwind(AssertUnwindSafe(|| self.model.forward(&mut batch)));
+        step.unwrap_or_else(|_| {
+            Err(BackendError::Device { backend: "scheduler", what: "the step ended abnormally".to_owned() })
+        })
     }
 
     fn advance(&mut self, shares: &[Share], candidates: &[Candidate]) {
