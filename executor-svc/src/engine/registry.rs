@@ -1,13 +1,12 @@
 //! The engines of an executor: loaded, found by name, unloaded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use roundhouse_backend::{BackendError, Runtime};
 use roundhouse_engine::{EngineKey, Manifest};
-use roundhouse_store::{EngineStore, LocalCache, TransferProgress, TransferUpdate};
+use roundhouse_store::{EngineStore, LocalCache, NoProgress};
 
 use super::{LoadError, LoadedEngine};
 use crate::scheduler::SchedulerConfig;
@@ -97,8 +96,8 @@ impl Engines {
         let manifest = self.store.get_manifest(key).await?;
         // Before anything is downloaded.
         let runtime = self.runtime_for(&manifest)?;
-        let progress = Downloaded::default();
-        let pulled = self.cache.pull(&self.store, &manifest, &progress).await?;
+        let pulled = self.cache.pull(&self.store, &manifest, &NoProgress).await?;
+        let downloaded_bytes = pulled.downloaded_bytes();
         let config = SchedulerConfig {
             step: crate::scheduler::StepLimits {
                 max_sequences: manifest.options.max_batch_size as usize,
@@ -124,7 +123,7 @@ impl Engines {
             "engine loaded"
         );
         self.loaded.write().push(Arc::clone(&engine));
-        Ok(Loaded { engine, elapsed, downloaded_bytes: progress.bytes.into_inner() })
+        Ok(Loaded { engine, elapsed, downloaded_bytes })
     }
 
     /// Ends an engine's generations and frees it. Blocks until the step that runs is over. False when it was not
@@ -199,17 +198,5 @@ impl Engines {
         })?;
         runtime.check(manifest)?;
         Ok(Arc::clone(runtime))
-    }
-}
-
-/// Counts what a pull fetches.
-#[derive(Default)]
-struct Downloaded {
-    bytes: AtomicU64,
-}
-
-impl TransferProgress for Downloaded {
-    fn update(&self, update: &TransferUpdate<'_>) {
-        self.bytes.store(update.done, Ordering::Relaxed);
     }
 }

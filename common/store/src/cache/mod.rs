@@ -78,6 +78,7 @@ pub struct LocalCache {
 #[derive(Debug)]
 pub struct PulledEngine {
     files: EngineFiles,
+    downloaded_bytes: u64,
     /// Each holds a shared lock on a blob.
     _leases: Vec<File>,
 }
@@ -87,6 +88,12 @@ impl PulledEngine {
     #[must_use]
     pub fn files(&self) -> &EngineFiles {
         &self.files
+    }
+
+    /// Bytes that this pull fetched from the store: 0 when all blobs were here.
+    #[must_use]
+    pub fn downloaded_bytes(&self) -> u64 {
+        self.downloaded_bytes
     }
 }
 
@@ -163,10 +170,15 @@ impl LocalCache {
             .map(|(blob, counted)| self.fetch(store, manifest, blob, requests.clone(), counted))
             .collect::<Vec<_>>();
         let fetched = stream::iter(fetches).buffer_unordered(BLOBS_IN_FLIGHT);
-        leases.extend(fetched.try_collect::<Vec<_>>().await?);
+        let mut downloaded_bytes = 0;
+        for (lease, bytes) in fetched.try_collect::<Vec<_>>().await? {
+            leases.push(lease);
+            downloaded_bytes += bytes;
+        }
         let named = |blob: &BlobRef| Some((blob.name.clone(), paths.get(&blob.sha256)?.clone()));
         let paths = manifest.blobs.iter().filter_map(named).collect();
-        Ok(PulledEngine { files: EngineFiles { manifest: manifest.clone(), paths }, _leases: leases })
+        let files = EngineFiles { manifest: manifest.clone(), paths };
+        Ok(PulledEngine { files, downloaded_bytes, _leases: leases })
     }
 
     /// A lease of a blob that is here and right. One that is here and wrong is removed.
@@ -192,7 +204,7 @@ impl LocalCache {
         }
     }
 
-    /// Fetches a blob, unless somebody else does or did, and leases it.
+    /// Fetches a blob, unless somebody else does or did, and leases it. Returns how many bytes came from the store, too.
     async fn fetch(
         &self,
         store: &EngineStore,
@@ -200,16 +212,16 @@ impl LocalCache {
         blob: &BlobRef,
         requests: Arc<Semaphore>,
         mut tracker: BlobTracker<'_>,
-    ) -> Result<File, StoreError> {
+    ) -> Result<(File, u64), StoreError> {
         let _flight = self.flights.enter(&blob.sha256).await;
         let mut corrupt: Option<Mismatch> = None;
         for _ in 0..MAX_TRIES {
             if let Some(lease) = self.cached(blob).await? {
                 tracker.finish();
-                return Ok(lease);
+                return Ok((lease, 0));
             }
             match self.download(store, manifest, blob, &requests, &mut tracker).await? {
-                Written::Installed(lease) => return Ok(lease),
+                Written::Installed(lease) => return Ok((lease, blob.size)),
                 Written::Mismatch(mismatch) if corrupt.is_some() => return Err(mismatch.into_error(blob)),
                 Written::Mismatch(mismatch) => {
                     tracing::warn!(blob = %blob.name, %mismatch, store = %store, "corrupt download, fetching it again");

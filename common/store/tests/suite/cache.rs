@@ -161,9 +161,15 @@ async fn pulls_of_one_blob_at_once_fetch_it_once() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, None);
     let pulls = (0..8).map(|_| cache.pull(&store, &manifest, &NoProgress));
-    for pulled in join_all(pulls).await {
-        pulled.unwrap();
-    }
+    let downloaded: Vec<_> =
+        join_all(pulls).await.into_iter().map(|pulled| pulled.unwrap().downloaded_bytes()).collect();
+    assert_eq!(
+        downloaded.iter().sum::<u64>(),
+        manifest.total_bytes(),
+        "one pull fetched it, the others waited"
+    );
+    let warm = cache.pull(&store, &manifest, &NoProgress).await.unwrap();
+    assert_eq!(warm.downloaded_bytes(), 0);
     assert_eq!(count(&hooked.reads), 4, "four ranges once");
     assert_eq!(cache.usage().await.unwrap().blobs, 1);
 }
