@@ -8,7 +8,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Builder};
 use roundhouse_engine::{
-    BackendKind, CacheKind, EngineKey, EngineOptions, KeyInputs, Manifest, Precision, blob_names,
+    BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, Precision,
+    blob_names,
 };
 use roundhouse_graph::Graph;
 use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
@@ -287,6 +288,8 @@ fn lower(
         max_seq_len,
         max_batch_size: request.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE),
         all_logits: request.all_logits,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
     };
     if options.max_batch_size == 0 {
         return Err(CompileError::Option {
@@ -299,7 +302,7 @@ fn lower(
     let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
     let (graph, fusions) = builder.lower(graph, &options)?;
     passes.extend(fusions);
-    let (target, backend_version) = (builder.target(), builder.version());
+    let (target, backend_version) = (builder.target(&options), builder.version());
     let key = EngineKey::new(&KeyInputs {
         checkpoint_digest: &checkpoint.digest,
         options: &options,

@@ -106,7 +106,7 @@ impl std::fmt::Display for EngineKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BackendKind, CacheKind, Precision};
+    use crate::{BackendKind, CacheKind, ComputeCapabilities, Precision};
 
     const CHECKPOINT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -133,6 +133,8 @@ mod tests {
                     max_seq_len: 4096,
                     max_batch_size: 8,
                     all_logits: false,
+                    targets: ComputeCapabilities::NONE,
+                    tensorrt: None,
                 },
                 backend_version: "cpu-1".to_owned(),
                 target: Target {

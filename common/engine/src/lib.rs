@@ -5,15 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+mod compute_capability;
 mod files;
 mod key;
 mod manifest;
 mod options;
 mod target;
+mod tensorrt;
 mod validate;
 
+pub use compute_capability::{ComputeCapabilities, ComputeCapability};
 pub use files::{EngineFiles, blob_names};
 pub use key::{EngineKey, InvalidKey, KeyInputs};
 pub use manifest::{BlobRef, Manifest, ManifestError, MemoryPlan, ModelInfo};
 pub use options::{BackendKind, CacheKind, EngineOptions, Precision, UnknownName};
 pub use target::Target;
+pub use tensorrt::{AttentionForm, Profiles, TensorRtOptions, WeightPlacement};

@@ -1,9 +1,9 @@
 //! The options that make one engine differ from another of the same checkpoint.
 
-use std::str::FromStr;
-
 use roundhouse_graph::DType;
 use serde::{Deserialize, Serialize};
+
+use crate::{ComputeCapabilities, TensorRtOptions};
 
 /// A name that is none of the known ones.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -21,7 +21,9 @@ pub struct UnknownName {
 macro_rules! named {
     ($(#[$doc:meta])* $type:ident, $what:literal, { $($(#[$variant_doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+        )]
         pub enum $type {
             $($(#[$variant_doc])* #[serde(rename = $name)] $variant),+
         }
@@ -43,11 +45,12 @@ macro_rules! named {
             }
         }
 
-        impl FromStr for $type {
-            type Err = UnknownName;
+        impl std::str::FromStr for $type {
+            type Err = $crate::UnknownName;
 
-            fn from_str(name: &str) -> Result<Self, UnknownName> {
-                Self::ALL.iter().copied().find(|known| known.name().eq_ignore_ascii_case(name)).ok_or_else(|| UnknownName {
+            fn from_str(name: &str) -> Result<Self, $crate::UnknownName> {
+                let known = Self::ALL.iter().copied().find(|known| known.name().eq_ignore_ascii_case(name));
+                known.ok_or_else(|| $crate::UnknownName {
                     what: $what,
                     found: name.to_owned(),
                     expected: [$($name),+].join(", "),
@@ -56,6 +59,8 @@ macro_rules! named {
         }
     };
 }
+
+pub(crate) use named;
 
 named!(
     /// The arithmetic of an engine. Softmax, norms and accumulation are fp32 in all of them.
@@ -122,11 +127,18 @@ pub struct EngineOptions {
     pub max_batch_size: u32,
     /// Whether every position's logits are outputs, not only the last one's.
     pub all_logits: bool,
+    /// The GPUs it is for; none for the CPU.
+    #[serde(default, skip_serializing_if = "ComputeCapabilities::is_empty")]
+    pub targets: ComputeCapabilities,
+    /// What only TensorRT engines have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensorrt: Option<TensorRtOptions>,
 }
 
 #[cfg(test)]
 mod tests {
     use std::fmt::Debug;
+    use std::str::FromStr;
 
     use serde::de::DeserializeOwned;
 

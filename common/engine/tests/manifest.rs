@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
 use roundhouse_engine::{
-    BackendKind, BlobRef, CacheKind, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
-    ManifestError, MemoryPlan, ModelInfo, Precision, Target, blob_names,
+    BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs,
+    Manifest, ManifestError, MemoryPlan, ModelInfo, Precision, Target, blob_names,
 };
 use roundhouse_graph::PassReport;
 use serde_json::{Value, json};
@@ -16,6 +16,8 @@ fn manifest() -> Manifest {
         max_seq_len: 4096,
         max_batch_size: 8,
         all_logits: false,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
     };
     let target = Target {
         os: "linux".to_owned(),

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::future::try_join_all;
 use object_store::ObjectStoreExt as _;
 use roundhouse_engine::{
-    BackendKind, CacheKind, EngineKey, EngineOptions, KeyInputs, Manifest, MemoryPlan, ModelInfo, Precision,
-    Target,
+    BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, MemoryPlan,
+    ModelInfo, Precision, Target,
 };
 use tempfile::TempDir;
 
@@ -33,6 +33,8 @@ pub fn sample_manifest(model: &str, number: u32) -> Result<Manifest, Source> {
         max_seq_len: number,
         max_batch_size: 1,
         all_logits: false,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
     };
     let target = Target { os: "any".to_owned(), arch: "any".to_owned(), compute_capabilities: Vec::new() };
     let checkpoint_digest = "5a".repeat(32);

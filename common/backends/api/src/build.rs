@@ -36,8 +36,25 @@ pub trait Builder: Send + Sync {
     /// Its exact version: what, changed, makes old engines different ones.
     fn version(&self) -> String;
 
-    /// The target that it builds for.
-    fn target(&self) -> Target;
+    /// The target that it builds for with these options.
+    fn target(&self, options: &EngineOptions) -> Target;
+
+    /// The options with everything filled in that the request left to the backend. `graph` is the model's own, before
+    /// any pass.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] or [`BackendError::InvalidArgument`] for options that it cannot build.
+    fn resolve(&self, graph: &Graph, options: EngineOptions) -> Result<EngineOptions, BackendError> {
+        let _ = graph;
+        if !options.targets.is_empty() {
+            let targets = options.targets.names().join(", ");
+            return Err(BackendError::InvalidArgument(format!(
+                "the {} backend has no use for compute capabilities ({targets})",
+                self.kind()
+            )));
+        }
+        Ok(options)
+    }
 
     /// Rewrites a lowered graph into the form that this backend runs best.
     ///

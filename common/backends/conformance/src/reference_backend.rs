@@ -47,7 +47,7 @@ impl Builder for ReferenceBackend {
         Self::VERSION.to_owned()
     }
 
-    fn target(&self) -> Target {
+    fn target(&self, _options: &EngineOptions) -> Target {
         Self::target()
     }
 

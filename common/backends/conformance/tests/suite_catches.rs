@@ -45,8 +45,8 @@ impl Builder for Faulty {
         ReferenceBackend.version()
     }
 
-    fn target(&self) -> Target {
-        ReferenceBackend.target()
+    fn target(&self, options: &EngineOptions) -> Target {
+        ReferenceBackend.target(options)
     }
 
     fn lower(&self, graph: Graph, _: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError> {

@@ -5,13 +5,12 @@ use std::path::Path;
 use roundhouse_backend::{BackendError, BuildProgress, Builder, BuiltFile, WeightSource};
 use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, MemoryPlan, Target, blob_names};
 use roundhouse_graph::{Graph, PassReport};
+use roundhouse_weights::{PartialFile, WeightsLayout, write_weights};
 
 use crate::error::unsupported;
 use crate::fusion::fuse;
 use crate::limits::StepLimits;
-use crate::partial_file::PartialFile;
 use crate::plan::Plan;
-use crate::weights::{WeightsLayout, write_weights};
 
 /// What, changed, makes engines built before unusable: the ops that [`CpuBuilder::lower`] makes and the form of the
 /// weights file.
@@ -77,7 +76,7 @@ impl Builder for CpuBuilder {
         backend_version()
     }
 
-    fn target(&self) -> Target {
+    fn target(&self, _options: &EngineOptions) -> Target {
         Target { os: "any".to_owned(), arch: "any".to_owned(), compute_capabilities: Vec::new() }
     }
 

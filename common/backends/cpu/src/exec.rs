@@ -12,15 +12,16 @@ mod strided;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use roundhouse_backend::BackendError;
 use roundhouse_cpu_kernels::{Elements, Matrix, ThreadPool};
 use roundhouse_engine::CacheKind;
-use roundhouse_graph::Graph;
+use roundhouse_graph::{DType, Graph};
+use roundhouse_weights::{MappedWeights, Tensor};
 
 use crate::cache::{CacheState, CpuCache};
 use crate::error::unsupported;
 use crate::plan::{Plan, Role, Root, Step, WeightId};
-use crate::weights::{MappedWeights, Tensor};
 
 pub(crate) use memory::Workspace;
 
@@ -62,7 +63,7 @@ impl Executor {
         let tensors = plan.weights.iter().map(|&id| tensor(id)).collect::<Result<Vec<_>, _>>()?;
         let mut constants = Vec::new();
         for &id in &plan.constants {
-            let elements = weights.elements(&tensor(id)?);
+            let elements = weight_elements(&weights, &tensor(id)?);
             let mut values = vec![0.0; elements.len()];
             layout::load(elements, &mut values);
             constants.push(values);
@@ -213,7 +214,7 @@ impl Executor {
             [rows, columns] => (rows, columns),
             _ => (1, tensor.shape.iter().product()),
         };
-        Matrix { elements: self.weights.elements(tensor), rows, columns }
+        Matrix { elements: weight_elements(&self.weights, tensor), rows, columns }
     }
 
     /// The elements of what a view is a view of, as fp32 or in the cache's dtype.
@@ -233,6 +234,19 @@ impl Executor {
             Root::Buffer(id) => workspace.buffer(&self.plan, id),
             Root::Constant(index) => &self.constants[index],
             Root::CacheTensor(_) | Root::Integers(_) => &[],
+        }
+    }
+}
+
+/// The elements of a weight, row-major.
+fn weight_elements<'a>(weights: &'a MappedWeights, tensor: &Tensor) -> Elements<'a> {
+    // Mapped weights are aligned, so the casts, which check again, do not fail.
+    let bytes = weights.bytes(tensor);
+    match tensor.dtype {
+        DType::F16 => Elements::F16(bytemuck::try_cast_slice::<u8, f16>(bytes).unwrap_or_default()),
+        DType::Bf16 => Elements::Bf16(bytemuck::try_cast_slice::<u8, bf16>(bytes).unwrap_or_default()),
+        DType::F32 | DType::I64 | DType::Bool => {
+            Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or_default())
         }
     }
 }

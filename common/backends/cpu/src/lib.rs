@@ -14,10 +14,8 @@ mod exec;
 mod fusion;
 mod limits;
 mod model;
-mod partial_file;
 mod plan;
 mod runtime;
-mod weights;
 
 pub use builder::CpuBuilder;
 pub use runtime::{CpuOptions, CpuRuntime};

@@ -9,12 +9,12 @@ use roundhouse_backend::{BackendError, Cache, LogitsRequest, Model, Sequence};
 use roundhouse_cpu_kernels::ThreadPool;
 use roundhouse_engine::{CacheKind, Manifest, MemoryPlan};
 use roundhouse_graph::Graph;
+use roundhouse_weights::MappedWeights;
 
 use crate::builder::{compile_plan, plan_memory};
 use crate::cache::{CacheState, CacheTensor, CpuCache};
 use crate::exec::{Active, Executor, Workspace};
 use crate::limits::StepLimits;
-use crate::weights::MappedWeights;
 
 /// A loaded engine.
 pub(crate) struct CpuModel {

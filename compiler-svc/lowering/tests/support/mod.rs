@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub(crate) use checkpoints::difference;
 
 use roundhouse_backend_conformance::{Interpreter, MemoryWeights, Rng, Tensor};
-use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, Precision};
+use roundhouse_engine::{BackendKind, CacheKind, ComputeCapabilities, EngineOptions, Precision};
 use roundhouse_graph::{Graph, Op, PassReport, Rewriter, ValueId};
 use roundhouse_models::build_graph;
 use serde_json::json;
@@ -64,6 +64,8 @@ pub(crate) fn options(cache: CacheKind) -> EngineOptions {
         max_seq_len: u32::try_from(MAX_SEQ_LEN).unwrap(),
         max_batch_size: 4,
         all_logits: false,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
     }
 }
 

@@ -5,8 +5,8 @@ use std::fs;
 
 use roundhouse_backend::{BackendError, BuildProgress, Cache, LogitsRequest, Model, Sequence, WeightSource};
 use roundhouse_engine::{
-    BlobRef, CacheKind, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest, ModelInfo, Precision,
-    blob_names,
+    BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
+    ModelInfo, Precision, blob_names,
 };
 use roundhouse_graph::Graph;
 use tempfile::TempDir;
@@ -48,6 +48,8 @@ pub(super) fn options(
         max_seq_len: MAX_SEQ_LEN,
         max_batch_size: 4,
         all_logits,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
     }
 }
 
@@ -98,7 +100,7 @@ pub(super) fn build(
         let size = fs::metadata(path)?.len();
         Ok(BlobRef { name: name.clone(), sha256: NO_DIGEST.to_owned(), size })
     });
-    let (backend_version, target) = (backend.builder.version(), backend.builder.target());
+    let (backend_version, target) = (backend.builder.version(), backend.builder.target(options));
     let key = EngineKey::new(&KeyInputs {
         checkpoint_digest: NO_DIGEST,
         options,

@@ -1,7 +1,7 @@
 //! What graphs become.
 
 use roundhouse_backend_conformance::tiny_models::TinyModel;
-use roundhouse_engine::{BackendKind, EngineOptions, Precision};
+use roundhouse_engine::{BackendKind, ComputeCapabilities, EngineOptions, Precision};
 use roundhouse_graph::{AttentionAttributes, DType, Dim, Op, ValueId, WeightExpr};
 
 use super::*;
@@ -14,6 +14,8 @@ const OPTIONS: EngineOptions = EngineOptions {
     max_seq_len: 48,
     max_batch_size: 4,
     all_logits: false,
+    targets: ComputeCapabilities::NONE,
+    tensorrt: None,
 };
 
 fn lowered(model: &TinyModel, options: &EngineOptions) -> Graph {

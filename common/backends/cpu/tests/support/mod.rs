@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use roundhouse_backend::{BackendError, BuildProgress, Builder as _, WeightSource};
 use roundhouse_backend_cpu::{CpuBuilder, CpuOptions, CpuRuntime};
 use roundhouse_engine::{
-    BackendKind, CacheKind, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest, ModelInfo, Precision,
+    BackendKind, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
+    ModelInfo, Precision,
 };
 use roundhouse_graph::Graph;
 use tempfile::TempDir;
@@ -37,6 +38,8 @@ pub(crate) fn options(precision: Precision, cache: CacheKind) -> EngineOptions {
         max_seq_len: 16,
         max_batch_size: 4,
         all_logits: false,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
     }
 }
 
@@ -51,7 +54,7 @@ pub(crate) fn build(graph: Graph, weights: &dyn WeightSource, options: &EngineOp
     let directory = tempfile::tempdir().unwrap();
     let built = builder.build(&graph, options, weights, directory.path(), &Unwatched).unwrap();
     let paths: BTreeMap<_, _> = built.into_iter().map(|file| (file.name, file.path)).collect();
-    let (backend_version, target) = (builder.version(), builder.target());
+    let (backend_version, target) = (builder.version(), builder.target(options));
     let key = EngineKey::new(&KeyInputs {
         checkpoint_digest: "",
         options,

@@ -1,13 +1,20 @@
 //! The weights file: `weights.safetensors`, row-major tensors in the graph's dtypes under the graph's names.
+//!
+//! It depends only on the weights of the lowered graph, so engines of different backends and caches share one blob.
 
 mod map;
+mod partial_file;
 mod write;
 
+use std::path::Path;
+
+use roundhouse_backend::BackendError;
 use roundhouse_graph::DType;
 use safetensors::Dtype;
 
-pub(crate) use map::{MappedWeights, Tensor};
-pub(crate) use write::{WeightsLayout, write_weights};
+pub use map::{MappedWeights, Tensor};
+pub use partial_file::PartialFile;
+pub use write::{WeightsLayout, write_weights};
 
 #[cfg(target_endian = "big")]
 compile_error!("weights files are little-endian and mapped as they are");
@@ -24,4 +31,9 @@ fn file_dtype(dtype: DType) -> Option<Dtype> {
         DType::Bf16 => Some(Dtype::BF16),
         DType::I64 | DType::Bool => None,
     }
+}
+
+/// A file could not be read or written.
+fn io_error(path: &Path, source: std::io::Error) -> BackendError {
+    BackendError::Io { path: path.display().to_string(), source }
 }

@@ -6,15 +6,13 @@ use roundhouse_backend::{BackendError, WeightError, WeightSource, evaluate_rows,
 use roundhouse_graph::{DType, Graph, WeightExpr};
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{ALIGNMENT, file_dtype};
-use crate::error::unsupported;
-use crate::partial_file::PartialFile;
+use crate::{ALIGNMENT, PartialFile, file_dtype};
 
 /// Elements evaluated at a time: with their conversion, a few MB of buffers.
 const CHUNK_ELEMENTS: usize = 1 << 20;
 
 /// What goes where in a weights file.
-pub(crate) struct WeightsLayout<'a> {
+pub struct WeightsLayout<'a> {
     /// The file's first bytes: the header's length and the header, padded to [`ALIGNMENT`].
     header: Vec<u8>,
     tensors: Vec<Entry<'a>>,
@@ -34,15 +32,15 @@ impl<'a> WeightsLayout<'a> {
     ///
     /// # Errors
     /// For a weight whose dtype is no float.
-    pub(crate) fn new(graph: &'a Graph) -> Result<Self, BackendError> {
+    pub fn new(graph: &'a Graph) -> Result<Self, BackendError> {
         let mut tensors = Vec::new();
         for (_, value, expr) in graph.weights() {
-            let invalid = || unsupported(format!("weight {:?} with dtype {}", value.name, value.dtype));
+            let refuse = || invalid(format!("weight {:?} with dtype {}", value.name, value.dtype));
             let shape = value.shape.iter().map(|dim| usize::try_from(dim.as_constant()?).ok());
-            let shape = shape.collect::<Option<Vec<usize>>>().ok_or_else(invalid)?;
-            file_dtype(value.dtype).ok_or_else(invalid)?;
+            let shape = shape.collect::<Option<Vec<usize>>>().ok_or_else(refuse)?;
+            file_dtype(value.dtype).ok_or_else(refuse)?;
             let bytes = shape.iter().try_fold(value.dtype.size(), |bytes, &dim| bytes.checked_mul(dim));
-            let bytes = bytes.ok_or_else(invalid)?;
+            let bytes = bytes.ok_or_else(refuse)?;
             tensors.push(Entry { name: &value.name, dtype: value.dtype, shape, bytes, expr });
         }
         // The format has no gaps: what keeps the next tensor aligned goes first, then wider elements before narrower.
@@ -57,9 +55,9 @@ impl<'a> WeightsLayout<'a> {
         });
         let format = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let metadata = Metadata::new(Some(format), infos.collect())
-            .map_err(|error| unsupported(format!("the graph's weights: {error}")))?;
+            .map_err(|error| invalid(format!("the graph's weights: {error}")))?;
         let mut json = serde_json::to_vec(&metadata)
-            .map_err(|error| unsupported(format!("the graph's weights: {error}")))?;
+            .map_err(|error| invalid(format!("the graph's weights: {error}")))?;
         let padded = (size_of::<u64>() + json.len()).next_multiple_of(ALIGNMENT) - size_of::<u64>();
         json.resize(padded, b' ');
         let mut header = (json.len() as u64).to_le_bytes().to_vec();
@@ -68,7 +66,8 @@ impl<'a> WeightsLayout<'a> {
     }
 
     /// The size of the file.
-    pub(crate) fn file_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
         self.header.len() as u64 + self.data_bytes
     }
 }
@@ -77,7 +76,7 @@ impl<'a> WeightsLayout<'a> {
 ///
 /// # Errors
 /// When a weight cannot be read or does not have the graph's shape, when the file cannot be written, or as `written`.
-pub(crate) fn write_weights(
+pub fn write_weights(
     layout: &WeightsLayout<'_>,
     source: &dyn WeightSource,
     file: &mut PartialFile,
@@ -140,4 +139,9 @@ fn encode<'a>(values: &'a [f32], dtype: DType, halves: &'a mut Vec<u16>) -> &'a 
         }
         DType::F32 | DType::I64 | DType::Bool => bytemuck::cast_slice(values),
     }
+}
+
+/// Weights that no file can hold.
+fn invalid(what: String) -> BackendError {
+    BackendError::InvalidArgument(what)
 }

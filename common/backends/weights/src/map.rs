@@ -5,28 +5,28 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use half::{bf16, f16};
 use memmap2::Mmap;
 use roundhouse_backend::BackendError;
-use roundhouse_cpu_kernels::Elements;
 use roundhouse_graph::{DType, Graph};
 use safetensors::SafeTensors;
 
 use super::file_dtype;
-use crate::error::io_error;
+use crate::io_error;
 
 /// A weights file mapped into memory: pages are read when they are first used and shared with every other process
 /// that maps the file.
-pub(crate) struct MappedWeights {
+pub struct MappedWeights {
     map: Mmap,
     tensors: BTreeMap<String, Tensor>,
 }
 
 /// A tensor of a mapped file.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Tensor {
-    pub(crate) dtype: DType,
-    pub(crate) shape: Vec<usize>,
+pub struct Tensor {
+    /// Its element type.
+    pub dtype: DType,
+    /// Its sizes, outermost first.
+    pub shape: Vec<usize>,
     bytes: Range<usize>,
 }
 
@@ -36,7 +36,7 @@ impl MappedWeights {
     /// # Errors
     /// [`BackendError::Io`], or [`BackendError::Corrupt`] with the engine's `key` when the file is not what the graph
     /// needs.
-    pub(crate) fn open(path: &Path, graph: &Graph, key: &str) -> Result<Self, BackendError> {
+    pub fn open(path: &Path, graph: &Graph, key: &str) -> Result<Self, BackendError> {
         let corrupt = |what: String| BackendError::Corrupt {
             key: key.to_owned(),
             what: format!("{}: {what}", path.display()),
@@ -75,25 +75,21 @@ impl MappedWeights {
     }
 
     /// The tensor of this name.
-    pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
 
-    /// The elements of one of its tensors, row-major.
-    pub(crate) fn elements(&self, tensor: &Tensor) -> Elements<'_> {
-        // `open` has checked the range and its alignment, so the casts, which check again, do not fail.
-        let bytes = self.map.get(tensor.bytes.clone()).unwrap_or_default();
-        match tensor.dtype {
-            DType::F16 => Elements::F16(bytemuck::try_cast_slice::<u8, f16>(bytes).unwrap_or_default()),
-            DType::Bf16 => Elements::Bf16(bytemuck::try_cast_slice::<u8, bf16>(bytes).unwrap_or_default()),
-            DType::F32 | DType::I64 | DType::Bool => {
-                Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or_default())
-            }
-        }
+    /// The bytes of one of its tensors, row-major little-endian elements, aligned to their size.
+    #[must_use]
+    pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        // `open` has checked the range.
+        self.map.get(tensor.bytes.clone()).unwrap_or_default()
     }
 
     /// The size of the file.
-    pub(crate) fn file_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
         self.map.len() as u64
     }
 }

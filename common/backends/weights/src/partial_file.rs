@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use roundhouse_backend::BackendError;
 
-use crate::error::io_error;
+use crate::io_error;
 
 /// A file under a name of its own, removed again unless it is finished.
-pub(crate) struct PartialFile {
+pub struct PartialFile {
     partial: PathBuf,
     path: PathBuf,
     file: File,
@@ -18,7 +18,10 @@ pub(crate) struct PartialFile {
 
 impl PartialFile {
     /// Starts the file that will be `path`.
-    pub(crate) fn create(path: &Path) -> Result<Self, BackendError> {
+    ///
+    /// # Errors
+    /// [`BackendError::Io`].
+    pub fn create(path: &Path) -> Result<Self, BackendError> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = path.with_file_name(name);
@@ -26,12 +29,19 @@ impl PartialFile {
         Ok(Self { partial, path: path.to_owned(), file, finished: false })
     }
 
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), BackendError> {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BackendError> {
         self.file.write_all(bytes).map_err(|error| io_error(&self.partial, error))
     }
 
     /// Gives it its name.
-    pub(crate) fn finish(mut self) -> Result<(), BackendError> {
+    ///
+    /// # Errors
+    /// [`BackendError::Io`].
+    pub fn finish(mut self) -> Result<(), BackendError> {
         fs::rename(&self.partial, &self.path).map_err(|error| io_error(&self.path, error))?;
         self.finished = true;
         Ok(())
