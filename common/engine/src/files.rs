@@ -13,6 +13,10 @@ pub mod blob_names {
     pub const SOURCE_GRAPH: &str = "graph.source.json";
     /// The weights in the engine's precision, safetensors, named as in the graph.
     pub const WEIGHTS: &str = "weights.safetensors";
+    /// A TensorRT plan.
+    pub const PLAN: &str = "engine.plan";
+    /// The TensorRT network that a plan was built from, JSON: its inputs, outputs, profiles and layers.
+    pub const NETWORK: &str = "network.json";
     /// The tokenizer in Hugging Face's format.
     pub const TOKENIZER: &str = "tokenizer.json";
     /// The chat template, Jinja; absent where the checkpoint has none.

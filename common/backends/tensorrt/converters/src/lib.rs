@@ -1,0 +1,1 @@
+//! Graphs to TensorRT networks, one converter for each op.
