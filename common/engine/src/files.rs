@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::{Manifest, ManifestError};
+use crate::{ComputeCapability, Manifest, ManifestError};
 
 /// The roles of blobs.
 pub mod blob_names {
@@ -13,8 +13,15 @@ pub mod blob_names {
     pub const SOURCE_GRAPH: &str = "graph.source.json";
     /// The weights in the engine's precision, safetensors, named as in the graph.
     pub const WEIGHTS: &str = "weights.safetensors";
-    /// A TensorRT plan.
+    /// A TensorRT plan for all targets of the engine.
     pub const PLAN: &str = "engine.plan";
+
+    /// A TensorRT plan for one of several targets, where an engine has a plan for each: `engine.sm_89.plan`.
+    #[must_use]
+    pub fn plan_for(target: super::ComputeCapability) -> String {
+        format!("engine.{target}.plan")
+    }
+
     /// The TensorRT network that a plan was built from, JSON: its inputs, outputs, profiles and layers.
     pub const NETWORK: &str = "network.json";
     /// The tokenizer in Hugging Face's format.
@@ -48,5 +55,14 @@ impl EngineFiles {
             key: self.manifest.key.to_string(),
             name: name.to_owned(),
         })
+    }
+
+    /// The TensorRT plan for a GPU: its own where the engine has one for each target, else the one for all of them.
+    ///
+    /// # Errors
+    /// [`ManifestError::MissingBlob`] when the engine has neither.
+    pub fn plan(&self, device: ComputeCapability) -> Result<&Path, ManifestError> {
+        let own = self.paths.get(&blob_names::plan_for(device));
+        own.map_or_else(|| self.path(blob_names::PLAN), |own| Ok(own.as_path()))
     }
 }

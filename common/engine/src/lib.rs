@@ -17,7 +17,7 @@ mod validate;
 pub use compute_capability::{ComputeCapabilities, ComputeCapability};
 pub use files::{EngineFiles, blob_names};
 pub use key::{EngineKey, InvalidKey, KeyInputs};
-pub use manifest::{BlobRef, Manifest, ManifestError, MemoryPlan, ModelInfo};
+pub use manifest::{BlobRef, KvRing, Manifest, ManifestError, MemoryPlan, ModelInfo};
 pub use options::{BackendKind, CacheKind, EngineOptions, Precision, UnknownName};
 pub use target::Target;
 pub use tensorrt::{AttentionForm, Profiles, TensorRtOptions, WeightPlacement};

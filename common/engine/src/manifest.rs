@@ -39,14 +39,40 @@ pub struct ModelInfo {
 }
 
 /// The memory of one process that loads an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// Weights, in bytes.
     pub weight_bytes: u64,
-    /// Keys and values of one token, all layers together, in bytes.
+    /// Keys and values of one token, all layers together, in bytes. See [`MemoryPlan::kv_bytes`] for many tokens.
     pub kv_bytes_per_token: u64,
+    /// The layers of sliding windows whose caches stop growing, by where they do; none where all caches grow with the
+    /// sequence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv_rings: Vec<KvRing>,
     /// Activations and scratch at the largest step, in bytes.
     pub workspace_bytes: u64,
+}
+
+/// Layers whose caches hold the last so many tokens of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvRing {
+    /// The most tokens that they hold.
+    pub tokens: u64,
+    /// Their part of [`MemoryPlan::kv_bytes_per_token`].
+    pub bytes_per_token: u64,
+}
+
+impl MemoryPlan {
+    /// Bytes of the keys and values of a sequence of at most `tokens` tokens.
+    #[must_use]
+    pub fn kv_bytes(&self, tokens: u64) -> u64 {
+        let spared = self
+            .kv_rings
+            .iter()
+            .map(|ring| u128::from(tokens.saturating_sub(ring.tokens)) * u128::from(ring.bytes_per_token));
+        let all = u128::from(tokens) * u128::from(self.kv_bytes_per_token);
+        u64::try_from(all.saturating_sub(spared.fold(0, u128::saturating_add))).unwrap_or(u64::MAX)
+    }
 }
 
 /// The manifest of an engine, `engines/<key>/manifest.json` in a store.

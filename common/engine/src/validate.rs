@@ -16,8 +16,8 @@ const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
 
 impl Manifest {
     /// Checks what a stranger could have written into it: blob names are file names without any separator, digests are
-    /// lower-case hex, no name comes twice, one digest has one size, sizes fit a file, and text has no control
-    /// characters (it ends up in terminals and logs).
+    /// lower-case hex, no name comes twice, one digest has one size, sizes fit a file, rings are a part of the caches,
+    /// and text has no control characters (it ends up in terminals and logs).
     ///
     /// # Errors
     /// [`ManifestError::Format`] or [`ManifestError::Invalid`], which names the first value that is wrong.
@@ -30,6 +30,7 @@ impl Manifest {
             });
         }
         self.validate_texts()
+            .and_then(|()| self.validate_memory_plan())
             .and_then(|()| self.validate_blobs())
             .map_err(|what| ManifestError::Invalid { key: self.key.to_string(), what })
     }
@@ -60,6 +61,16 @@ impl Manifest {
         }
         if !is_sha256_hex(&self.checkpoint_digest) {
             return Err(format!("checkpoint_digest {:?} is no hex SHA-256", cut(&self.checkpoint_digest)));
+        }
+        Ok(())
+    }
+
+    fn validate_memory_plan(&self) -> Result<(), String> {
+        let plan = &self.memory_plan;
+        let rings = plan.kv_rings.iter().fold(0, |sum: u64, ring| sum.saturating_add(ring.bytes_per_token));
+        if rings > plan.kv_bytes_per_token {
+            let all = plan.kv_bytes_per_token;
+            return Err(format!("kv_rings of {rings} bytes a token, of {all} bytes of all layers"));
         }
         Ok(())
     }

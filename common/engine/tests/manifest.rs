@@ -3,7 +3,7 @@
 
 use roundhouse_engine::{
     BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs,
-    Manifest, ManifestError, MemoryPlan, ModelInfo, Precision, Target, blob_names,
+    KvRing, Manifest, ManifestError, MemoryPlan, ModelInfo, Precision, Target, blob_names,
 };
 use roundhouse_graph::PassReport;
 use serde_json::{Value, json};
@@ -58,6 +58,7 @@ fn manifest() -> Manifest {
         memory_plan: MemoryPlan {
             weight_bytes: 269_030_016,
             kv_bytes_per_token: 23_040,
+            kv_rings: vec![KvRing { tokens: 1023, bytes_per_token: 20_000 }],
             workspace_bytes: 1 << 20,
         },
         blobs: vec![
@@ -221,4 +222,54 @@ fn a_blob_is_found_by_name_and_counted_once() {
     let files = EngineFiles { paths: [(blob_names::GRAPH.to_owned(), "/cache/a".into())].into(), manifest };
     assert_eq!(files.path(blob_names::GRAPH).unwrap(), std::path::Path::new("/cache/a"));
     assert!(matches!(files.path(blob_names::WEIGHTS), Err(ManifestError::MissingBlob { .. })));
+}
+
+#[test]
+fn a_manifest_from_before_there_were_rings_has_none() {
+    let manifest = read_changed(|json| {
+        json["memory_plan"].as_object_mut().unwrap().remove("kv_rings").unwrap();
+    });
+    let plan = manifest.unwrap().memory_plan;
+    assert_eq!(plan.kv_rings, []);
+    assert_eq!(plan.kv_bytes(5000), 5000 * 23_040);
+    let json = serde_json::to_value(&plan).unwrap();
+    assert!(json.get("kv_rings").is_none(), "nor does it get any: {json}");
+}
+
+#[test]
+fn rings_are_a_part_of_the_caches() {
+    let error = read_changed(|json| json["memory_plan"]["kv_rings"][0]["bytes_per_token"] = json!(23_041));
+    let error = error.unwrap_err();
+    assert!(matches!(&error, ManifestError::Invalid { what, .. } if what.contains("kv_rings")), "{error}");
+}
+
+#[test]
+fn a_ring_stops_growing_at_its_length() {
+    let plan = MemoryPlan {
+        kv_bytes_per_token: 100,
+        kv_rings: vec![
+            KvRing { tokens: 10, bytes_per_token: 30 },
+            KvRing { tokens: 50, bytes_per_token: 60 },
+        ],
+        ..MemoryPlan::default()
+    };
+    let expected = |tokens: u64| 10 * tokens + 30 * tokens.min(10) + 60 * tokens.min(50);
+    for tokens in [0, 1, 10, 11, 50, 51, 1_000_000] {
+        assert_eq!(plan.kv_bytes(tokens), expected(tokens), "{tokens}");
+    }
+    assert_eq!(plan.kv_bytes(u64::MAX), u64::MAX, "and does not overflow");
+}
+
+#[test]
+fn a_plan_is_found_for_a_gpu_or_for_all() {
+    let plan_for = |names: &[&str], device: &str| {
+        let paths = names.iter().map(|&name| (name.to_owned(), name.into())).collect();
+        let files = EngineFiles { manifest: manifest(), paths };
+        files.plan(device.parse().unwrap()).map(std::path::Path::to_owned)
+    };
+    let each = [blob_names::plan_for("sm_80".parse().unwrap()), blob_names::plan_for("8.9".parse().unwrap())];
+    let each = each.each_ref().map(String::as_str);
+    assert_eq!(plan_for(&each, "sm_89").unwrap(), std::path::Path::new("engine.sm_89.plan"));
+    assert!(matches!(plan_for(&each, "sm_86"), Err(ManifestError::MissingBlob { .. })));
+    assert_eq!(plan_for(&[blob_names::PLAN], "sm_86").unwrap(), std::path::Path::new("engine.plan"));
 }

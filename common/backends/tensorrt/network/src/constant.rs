@@ -28,7 +28,8 @@ pub enum Values {
     },
     /// Floats given here, rounded to the constant's dtype.
     Floats {
-        /// The elements.
+        /// The elements; in JSON, those that are not finite are the strings `inf`, `-inf` and `nan`.
+        #[serde(with = "crate::floats")]
         values: Vec<f32>,
     },
     /// Integers given here.
@@ -48,6 +49,7 @@ pub struct RotaryTable {
     /// Rows: positions from 0 on.
     pub positions: u32,
     /// Angle per position of each pair.
+    #[serde(with = "crate::floats")]
     pub inv_freq: Vec<f32>,
     /// Factor on every element.
     pub attention_factor: f32,
@@ -58,7 +60,7 @@ impl RotaryTable {
     fn elements(&self, function: fn(f64) -> f64) -> impl Iterator<Item = f32> {
         (0..self.positions).flat_map(move |position| {
             self.inv_freq.iter().map(move |&frequency| {
-                #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
+                #[expect(clippy::cast_precision_loss, reason = "a table has at most 2^24 positions")]
                 let angle = position as f32 * frequency;
                 #[expect(clippy::cast_possible_truncation, reason = "rounded to fp32 on purpose")]
                 let value = function(f64::from(angle)) as f32;
@@ -72,7 +74,9 @@ impl Constant {
     /// How many elements it has.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.dims.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).product()
+        self.dims
+            .iter()
+            .fold(1, |volume: usize, &dim| volume.saturating_mul(usize::try_from(dim).unwrap_or(0)))
     }
 
     /// Whether it has none.
@@ -95,7 +99,7 @@ impl Constant {
     #[must_use]
     pub fn bytes(&self) -> Option<Vec<u8>> {
         let floats = |values: &mut dyn Iterator<Item = f32>| {
-            let mut bytes = Vec::with_capacity(self.len() * self.dtype.size());
+            let mut bytes = Vec::new();
             for value in values {
                 push_float(&mut bytes, self.dtype, value);
             }
@@ -137,5 +141,94 @@ fn push_integer(bytes: &mut Vec<u8>, dtype: DataType, value: i64) {
         DataType::Int64 | DataType::Float | DataType::Half | DataType::Bf16 => {
             bytes.extend_from_slice(&value.to_le_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(dtype: DataType, values: Values) -> Option<Vec<u8>> {
+        Constant { dtype, dims: vec![], values }.bytes()
+    }
+
+    fn floats(values: &[f32]) -> Values {
+        Values::Floats { values: values.to_vec() }
+    }
+
+    fn integers(values: &[i64]) -> Values {
+        Values::Integers { values: values.to_vec() }
+    }
+
+    #[test]
+    fn floats_are_rounded_to_the_nearest_even() {
+        assert_eq!(
+            bytes(DataType::Float, floats(&[1.0, -2.5])),
+            Some(vec![0, 0, 0x80, 0x3F, 0, 0, 0x20, 0xC0])
+        );
+        // kHALF has 10 fraction bits: 1 + 2⁻¹¹ is halfway and goes down, 1 + 3·2⁻¹¹ is halfway and goes up.
+        let halfway = [1.0 + 2_f32.powi(-11), 1.0 + 3.0 * 2_f32.powi(-11)];
+        assert_eq!(bytes(DataType::Half, floats(&halfway)), Some(vec![0x00, 0x3C, 0x02, 0x3C]));
+        assert_eq!(bytes(DataType::Half, floats(&[65504.0, 65520.0])), Some(vec![0xFF, 0x7B, 0x00, 0x7C]));
+        // kBF16 has 7 and the exponents of fp32.
+        let halfway = [1.0 + 2_f32.powi(-8), 1.0 + 3.0 * 2_f32.powi(-8)];
+        assert_eq!(bytes(DataType::Bf16, floats(&halfway)), Some(vec![0x80, 0x3F, 0x82, 0x3F]));
+        assert_eq!(bytes(DataType::Bf16, floats(&[f32::NEG_INFINITY])), Some(vec![0x80, 0xFF]));
+    }
+
+    #[test]
+    fn integers_beyond_int32_are_clamped() {
+        let values = integers(&[-1, i64::MAX, i64::MIN]);
+        let expected = [-1_i32, i32::MAX, i32::MIN].map(i32::to_le_bytes).concat();
+        assert_eq!(bytes(DataType::Int32, values.clone()), Some(expected));
+        let expected = [-1_i64, i64::MAX, i64::MIN].map(i64::to_le_bytes).concat();
+        assert_eq!(bytes(DataType::Int64, values), Some(expected));
+        assert_eq!(bytes(DataType::Bool, integers(&[0, 1, -7])), Some(vec![0, 1, 1]));
+    }
+
+    #[test]
+    fn weights_have_their_bytes_elsewhere() {
+        let weight = Values::Weight { name: "w".to_owned() };
+        assert_eq!(bytes(DataType::Half, weight.clone()), None);
+        let constant = Constant { dtype: DataType::Half, dims: vec![2, 3], values: weight };
+        assert_eq!((constant.weight(), constant.len(), constant.is_empty()), (Some("w"), 6, false));
+        let vast = Constant { dims: vec![i64::MAX, 2, 2], ..constant.clone() };
+        assert_eq!(vast.len(), usize::MAX);
+        assert!(Constant { dims: vec![3, 0], ..constant }.is_empty());
+    }
+
+    #[test]
+    fn rotary_tables_have_a_row_for_each_position_and_a_column_for_each_pair() {
+        let table = RotaryTable {
+            positions: 3,
+            inv_freq: vec![std::f32::consts::FRAC_PI_2, 0.0],
+            attention_factor: 2.0,
+        };
+        let read = |bytes: Option<Vec<u8>>| -> Vec<f32> {
+            let bytes = bytes.unwrap();
+            bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+        };
+        let near = |found: &[f32], expected: &[f32]| {
+            assert_eq!(found.len(), expected.len());
+            // π/2 and π are not exact in fp32, so zeros are not quite.
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {expected:?}");
+        };
+        near(
+            &read(bytes(DataType::Float, Values::RotaryCos(table.clone()))),
+            &[2.0, 2.0, 0.0, 2.0, -2.0, 2.0],
+        );
+        near(
+            &read(bytes(DataType::Float, Values::RotarySin(table.clone()))),
+            &[0.0, 0.0, 2.0, 0.0, 0.0, 0.0],
+        );
+        assert_eq!(bytes(DataType::Half, Values::RotaryCos(table)).map(|bytes| bytes.len()), Some(12));
+    }
+
+    #[test]
+    fn rotary_angles_are_fp32_products() {
+        let table = RotaryTable { positions: 100_001, inv_freq: vec![0.1], attention_factor: 1.0 };
+        let angle = 100_000.0_f32 * 0.1;
+        let expected = f64::from(angle).sin() as f32;
+        assert_eq!(table.elements(f64::sin).last(), Some(expected));
     }
 }

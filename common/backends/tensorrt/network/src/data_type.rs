@@ -66,7 +66,8 @@ impl From<DType> for DataType {
             DType::F16 => Self::Half,
             DType::Bf16 => Self::Bf16,
             DType::I64 => Self::Int64,
-            DType::Bool => Self::Bool,
+            // Quantised weights have no converter yet, so no tensor is made of them.
+            DType::Bool | DType::U8 => Self::Bool,
         }
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Constant, DataType, Dims};
 
 /// What a layer computes. The doc of each variant gives TensorRT's layer and its inputs in TensorRT's order; `?` marks
-/// an optional last input.
+/// an optional last input. Where an input is Int64, Int32 will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "layer", rename_all = "snake_case")]
 pub enum LayerKind {
@@ -98,8 +98,10 @@ pub enum LayerKind {
         /// How many leading dimensions of a head are rotated (`R`); TensorRT's 0 stands for all of them.
         dim: usize,
     },
-    /// `IKVCacheUpdateLayer` in mode `kLINEAR`: `cache [B, N, L, D], update [B, N, S, D], write_indices [B] Int64`. The
-    /// output is the cache, at the same address. Positions from `L` on are not written.
+    /// `IKVCacheUpdateLayer` in mode `kLINEAR`: `cache [B, N, L, D], update [B, N, S, D], write_indices [B] Int32`
+    /// (TensorRT's documentation allows Int64, its compiler does not). The cache is an input of the network that nothing
+    /// else reads, and the output an output of the network that aliases it: it is the cache, at the same address.
+    /// Positions from `L` on are not written.
     KvCacheUpdate,
     /// `IAttention` with softmax: `q [B, Nq, S, D], k [B, Nkv, L, D], v [B, Nkv, L, D]`, then `mask [B|1, Nq|1, S, L]`
     /// (Bool: where to attend; else added) if `has_mask`, then `kv_lengths [B] Int32` if `has_kv_lengths`. It does not

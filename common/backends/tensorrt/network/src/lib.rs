@@ -9,10 +9,13 @@
 mod constant;
 mod data_type;
 mod error;
+mod floats;
 mod infer;
 mod layer;
 mod network;
 mod profile;
+mod stored;
+mod verify;
 
 pub use constant::{Constant, RotaryTable, Values};
 pub use data_type::DataType;

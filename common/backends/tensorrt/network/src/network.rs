@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::stored::Stored;
 use crate::{DataType, LayerKind, NetworkError, Profile, infer};
 
 /// Dimensions, outermost first; [`DYNAMIC`] where they are known only when the engine runs.
@@ -52,7 +53,11 @@ pub struct Output {
 }
 
 /// An `INetworkDefinition` and the optimization profiles that go with it. Layers are in an order in which they can run.
+///
+/// Read from JSON with [`Network::from_json`], or by any other way of `serde`, it is built again layer by layer: what
+/// does not fit is refused, as it would have been when it was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored")]
 pub struct Network {
     /// For messages, e.g. the model ID.
     pub name: String,
@@ -84,14 +89,16 @@ impl Network {
     /// A new input, last in order. A 0-d or 1-d Int64 input whose profile gives values is a shape tensor.
     ///
     /// # Errors
-    /// [`NetworkError::Duplicate`].
+    /// [`NetworkError::Duplicate`], [`NetworkError::Input`].
     pub fn add_input(
         &mut self,
         name: impl Into<String>,
         dtype: DataType,
         dims: &[i64],
     ) -> Result<TensorId, NetworkError> {
-        let id = self.add_tensor(name.into(), dtype, dims.to_vec())?;
+        let name = name.into();
+        infer::check_dims(dims).map_err(|what| NetworkError::Input { input: name.clone(), what })?;
+        let id = self.add_tensor(name, dtype, dims.to_vec())?;
         self.inputs.push(id);
         Ok(id)
     }
@@ -99,7 +106,8 @@ impl Network {
     /// A new layer, last in order; the dtype and dimensions of its output are inferred.
     ///
     /// # Errors
-    /// [`NetworkError::Layer`] when the operands or attributes do not fit, [`NetworkError::Duplicate`].
+    /// [`NetworkError::Layer`] when the operands or attributes do not fit, [`NetworkError::Duplicate`],
+    /// [`NetworkError::NoSuchTensor`].
     pub fn add_layer(
         &mut self,
         name: impl Into<String>,
@@ -107,7 +115,7 @@ impl Network {
         inputs: &[TensorId],
     ) -> Result<TensorId, NetworkError> {
         let name = name.into();
-        let operands: Vec<&Tensor> = inputs.iter().map(|&id| self.tensor(id)).collect();
+        let operands = inputs.iter().map(|&id| self.get(id)).collect::<Result<Vec<&Tensor>, _>>()?;
         let (dtype, dims) = infer::infer(&kind, &operands)
             .map_err(|what| NetworkError::Layer { layer: name.clone(), what })?;
         let output = self.add_tensor(name.clone(), dtype, dims)?;
@@ -115,10 +123,11 @@ impl Network {
         Ok(output)
     }
 
-    /// Makes a tensor an output, last in order, under this name.
+    /// Makes the output of a layer an output of the network, last in order, under this name. What it `aliases` is the
+    /// name of an input with its dtype and dimensions.
     ///
     /// # Errors
-    /// [`NetworkError::Duplicate`].
+    /// [`NetworkError::Duplicate`], [`NetworkError::NoSuchTensor`], [`NetworkError::Output`].
     pub fn mark_output(
         &mut self,
         tensor: TensorId,
@@ -126,6 +135,25 @@ impl Network {
         aliases: Option<String>,
     ) -> Result<(), NetworkError> {
         let name = name.into();
+        let found = self.get(tensor)?;
+        let misfit = |what: String| Err(NetworkError::Output { output: name.clone(), what });
+        if self.inputs.contains(&tensor) {
+            return misfit(format!("{:?} is an input: it has no layer", found.name));
+        }
+        if self.outputs.iter().any(|output| output.tensor == tensor) {
+            return misfit(format!("{:?} is an output already", found.name));
+        }
+        if let Some(aliased) = &aliases {
+            let Some(input) = self.input(aliased) else {
+                return misfit(format!("it aliases {aliased:?}, which is no input"));
+            };
+            if (input.dtype, &input.dims) != (found.dtype, &found.dims) {
+                return misfit(format!(
+                    "{} {:?} aliases {aliased:?}, which is {} {:?}",
+                    found.dtype, found.dims, input.dtype, input.dims
+                ));
+            }
+        }
         if !self.names.insert(name.clone()) {
             return Err(NetworkError::Duplicate(name));
         }
@@ -134,6 +162,16 @@ impl Network {
         }
         self.outputs.push(Output { tensor, aliases });
         Ok(())
+    }
+
+    /// The input of this name.
+    #[must_use]
+    pub fn input(&self, name: &str) -> Option<&Tensor> {
+        self.inputs.iter().map(|&id| self.tensor(id)).find(|input| input.name == name)
+    }
+
+    fn get(&self, id: TensorId) -> Result<&Tensor, NetworkError> {
+        self.tensors.get(id.0 as usize).ok_or(NetworkError::NoSuchTensor(id))
     }
 
     fn add_tensor(&mut self, name: String, dtype: DataType, dims: Dims) -> Result<TensorId, NetworkError> {

@@ -1,0 +1,120 @@
+//! The suite every backend passes.
+
+use roundhouse_backend_conformance::suite::{self, Backend, Failure, Promise};
+use roundhouse_engine::{Precision, Profiles};
+use roundhouse_tensorrt_runtime::TensorRtRuntime;
+
+use roundhouse_tensorrt_host_device::HostMachine;
+use roundhouse_tensorrt_host_device::NetworkBuilder;
+
+/// Calls a function of the suite with the interpreted backend.
+fn conforms(promise: impl Fn(&Backend<'_>) -> Result<(), Failure>) {
+    let builder = NetworkBuilder::default();
+    let runtime = TensorRtRuntime::on(HostMachine::default(), None);
+    let lower = |graph, options: &_| roundhouse_lowering::lower(graph, options).unwrap();
+    if let Err(failure) = promise(&Backend::new(&builder, &runtime, &lower)) {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn every_op_is_run() {
+    conforms(|backend| suite::ops(backend, &[]));
+}
+
+#[test]
+fn logits_equal_the_reference() {
+    conforms(suite::logits_equal_the_reference);
+}
+
+#[test]
+fn every_cache_kind_equals_none() {
+    conforms(suite::every_cache_kind_equals_none);
+}
+
+#[test]
+fn ragged_batches_equal_one_by_one() {
+    conforms(suite::ragged_batches_equal_one_by_one);
+}
+
+#[test]
+fn chunked_prefill_equals_one_prefill() {
+    conforms(suite::chunked_prefill_equals_one_prefill);
+}
+
+#[test]
+fn truncated_caches_go_on_as_fresh_ones() {
+    conforms(suite::truncated_caches_go_on_as_fresh_ones);
+}
+
+#[test]
+fn sequences_are_isolated() {
+    conforms(suite::sequences_are_isolated);
+}
+
+#[test]
+fn requests_choose_the_logits() {
+    conforms(suite::requests_choose_the_logits);
+}
+
+#[test]
+fn long_sequences_see_their_windows() {
+    conforms(suite::long_sequences_see_their_windows);
+}
+
+#[test]
+fn long_ragged_batches_equal_one_by_one() {
+    conforms(suite::long_ragged_batches_equal_one_by_one);
+}
+
+#[test]
+fn long_sequences_are_cut_or_emptied() {
+    conforms(suite::long_sequences_are_cut_or_emptied);
+}
+
+#[test]
+fn long_sequences_are_isolated() {
+    conforms(suite::long_sequences_are_isolated);
+}
+
+#[test]
+fn failed_steps_change_nothing() {
+    conforms(suite::failed_steps_change_nothing);
+}
+
+#[test]
+fn requests_beyond_the_engine_are_refused() {
+    conforms(suite::requests_beyond_the_engine_are_refused);
+}
+
+#[test]
+fn builds_report_progress_and_stop_when_asked() {
+    conforms(suite::builds_report_progress_and_stop_when_asked);
+}
+
+#[test]
+fn foreign_engines_are_refused() {
+    conforms(suite::foreign_engines_are_refused);
+}
+
+#[test]
+fn broken_files_are_errors() {
+    conforms(suite::broken_files_are_errors);
+}
+
+/// One profile for single tokens and one for more, so that a step needs both.
+#[test]
+fn engines_of_two_profiles_run_each_step_with_the_one_that_takes_it() {
+    let builder = NetworkBuilder { profiles: Profiles::Two };
+    let runtime = TensorRtRuntime::on(HostMachine::default(), None);
+    let lower = |graph, options: &_| roundhouse_lowering::lower(graph, options).unwrap();
+    let backend = Backend { precisions: vec![Precision::Fp16], ..Backend::new(&builder, &runtime, &lower) };
+    let promises: [Promise; 3] = [
+        suite::logits_equal_the_reference,
+        suite::ragged_batches_equal_one_by_one,
+        suite::chunked_prefill_equals_one_prefill,
+    ];
+    if let Err(failure) = promises.iter().try_for_each(|promise| promise(&backend)) {
+        panic!("{failure}");
+    }
+}
