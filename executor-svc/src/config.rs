@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use roundhouse_backend::LibrarySearch;
+
 /// What an executor service is told at its start.
 #[derive(Debug, Clone)]
 pub struct ExecutorConfig {
@@ -26,6 +28,8 @@ pub struct ExecutorConfig {
     pub step_token_budget: usize,
     /// Threads of the CPU backend; `None` takes one a core.
     pub threads: Option<usize>,
+    /// Where TensorRT is; of no use to a binary without the feature `tensorrt`.
+    pub tensorrt: LibrarySearch,
 }
 
 impl ExecutorConfig {
@@ -43,6 +47,7 @@ impl ExecutorConfig {
             stall_timeout: Duration::from_secs(30),
             step_token_budget: 512,
             threads: None,
+            tensorrt: LibrarySearch::default(),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The executor service: pulls engines, holds one KV cache per session, batches sessions and streams tokens.
 //!
-//! [`engine`] loads engines and keeps them; [`session`] holds token histories and caches; [`scheduler`] runs the
+//! [`backends`] is what can run here; [`engine`] loads engines and keeps them; [`session`] holds token histories and caches; [`scheduler`] runs the
 //! generations of one engine together, step by step, on a thread of its own; [`service`] is the gRPC surface.
 
 #![forbid(unsafe_code)]
 
+pub mod backends;
 pub mod config;
 pub mod engine;
 pub mod scheduler;

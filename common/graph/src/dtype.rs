@@ -16,6 +16,8 @@ pub enum DType {
     I64,
     /// Truth value, one byte.
     Bool,
+    /// A byte of quantised weights; only weights have it.
+    U8,
 }
 
 impl DType {
@@ -26,7 +28,7 @@ impl DType {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
             Self::I64 => 8,
-            Self::Bool => 1,
+            Self::Bool | Self::U8 => 1,
         }
     }
 
@@ -36,7 +38,7 @@ impl DType {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
-    /// The name in dumps: `f32`, `f16`, `bf16`, `i64`, `bool`.
+    /// The name in dumps: `f32`, `f16`, `bf16`, `i64`, `bool`, `u8`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -45,6 +47,7 @@ impl DType {
             Self::Bf16 => "bf16",
             Self::I64 => "i64",
             Self::Bool => "bool",
+            Self::U8 => "u8",
         }
     }
 }

@@ -25,10 +25,12 @@ pub fn infer(op: &Op, inputs: &[&Value]) -> Result<(DType, Shape), GraphError> {
     let (dtype, shape) = match op {
         Op::Embedding => linear::embedding(op, inputs),
         Op::Linear => linear::linear(op, inputs),
+        Op::MixtureOfExperts(attributes) => linear::mixture_of_experts(op, inputs, *attributes),
+        Op::QuantizedLinear(attributes) => linear::quantized_linear(op, inputs, *attributes),
         Op::MatMul { transpose_b } => linear::matmul(op, inputs, *transpose_b),
         Op::Add | Op::Mul => elementwise::binary(op, inputs),
         Op::Scale { factor } => elementwise::unary(op, inputs, &[("factor", *factor)]),
-        Op::Silu | Op::Gelu { .. } => elementwise::unary(op, inputs, &[]),
+        Op::Silu | Op::Sigmoid | Op::Gelu { .. } => elementwise::unary(op, inputs, &[]),
         Op::SoftCap { cap } => elementwise::soft_cap(op, inputs, *cap),
         Op::SiluMul => elementwise::silu_mul(op, inputs),
         Op::RmsNorm { epsilon, .. } => elementwise::norm(op, inputs, *epsilon, &["x", "weight"]),

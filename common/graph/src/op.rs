@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, Dim};
+use crate::{DType, Dim, QuantizedLinearAttributes};
 
 /// What a node computes. The doc of each variant gives its inputs → outputs with their shapes; `?` marks an optional
 /// last input. `[…]` stands for any leading dimensions. Floating-point ops compute and accumulate in fp32 whatever
@@ -14,6 +14,10 @@ pub enum Op {
     Embedding,
     /// `x […, K], weight [N, K], bias? [N] → […, N]`: `x · weightᵀ + bias`.
     Linear,
+    /// `x […, K], weight [N, K · bits / 8] u8, scales [N, K / group_size], offsets? [N, K / group_size], bias? [N] →
+    /// […, N]`: `x · wᵀ + bias` with `w` as [`crate::WeightFormat`] reads it. Scales and offsets share a float dtype of
+    /// their own.
+    QuantizedLinear(QuantizedLinearAttributes),
     /// `a […, M, K], b […, K, N] → […, M, N]`, leading dimensions equal; with `transpose_b`, `b` is `[…, N, K]`.
     MatMul {
         /// Whether `b` is given transposed.
@@ -30,6 +34,8 @@ pub enum Op {
     },
     /// `x → x · sigmoid(x)` (Elfwing et al. 2017).
     Silu,
+    /// `x → 1 / (1 + exp(−x))`.
+    Sigmoid,
     /// `x → x · Φ(x)` (Hendrycks and Gimpel 2016).
     Gelu {
         /// Exact, or by tanh.
@@ -95,6 +101,12 @@ pub enum Op {
         /// The axis.
         axis: usize,
     },
+    /// `x [B, S, H], router_logits [B, S, E], gate_up [E·2I, H], down [E·H, I] → [B, S, H]`: each token's
+    /// `top_k` experts by router logit (the lower index where two are equal), of which expert `e` has the SwiGLU rows
+    /// `e·2I..e·2I + I` (gate) and `e·2I + I..(e + 1)·2I` (up) and the output rows `e·H..(e + 1)·H`; their outputs
+    /// summed with the softmax of the router logits over all experts (Shazeer et al. 2017). Only chosen experts are
+    /// computed.
+    MixtureOfExperts(ExpertAttributes),
     /// `x → exp(x) / Σ exp(x)` along an axis.
     Softmax {
         /// The axis.
@@ -105,6 +117,15 @@ pub enum Op {
         /// The dtype.
         to: DType,
     },
+}
+
+/// The attributes of `MixtureOfExperts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertAttributes {
+    /// Experts of a token: `num_experts_per_tok`.
+    pub top_k: u32,
+    /// Whether the weights of the chosen experts are scaled to sum to one: `norm_topk_prob`; Mixtral always does.
+    pub normalize: bool,
 }
 
 /// Which formula `Gelu` uses.
@@ -183,11 +204,14 @@ impl Op {
         match self {
             Self::Embedding => "embedding",
             Self::Linear => "linear",
+            Self::QuantizedLinear(_) => "quantized_linear",
             Self::MatMul { .. } => "matmul",
             Self::Add => "add",
             Self::Mul => "mul",
             Self::Scale { .. } => "scale",
             Self::Silu => "silu",
+            Self::Sigmoid => "sigmoid",
+            Self::MixtureOfExperts(_) => "mixture_of_experts",
             Self::Gelu { .. } => "gelu",
             Self::SoftCap { .. } => "soft_cap",
             Self::SiluMul => "silu_mul",

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Quantization, QuantizedPart};
+
 /// A recipe for a weight. Leaves are tensors of the checkpoint by name; a builder evaluates it a weight at a time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -30,6 +32,15 @@ pub enum WeightExpr {
         /// The parts, in order.
         parts: Vec<WeightExpr>,
     },
+    /// A part of a matrix `[N, K]` that the compiler quantises, symmetrically and each group by itself.
+    Quantized {
+        /// The matrix.
+        of: Box<WeightExpr>,
+        /// How.
+        quantization: Quantization,
+        /// Which part.
+        part: QuantizedPart,
+    },
     /// Values given here.
     Literal {
         /// Row-major.
@@ -54,7 +65,11 @@ impl WeightExpr {
                         names.push(name);
                     }
                 }
-                WeightExpr::Transpose { of } | WeightExpr::Rows { of, .. } => walk(of, names),
+                WeightExpr::Transpose { of }
+                | WeightExpr::Rows { of, .. }
+                | WeightExpr::Quantized { of, .. } => {
+                    walk(of, names);
+                }
                 WeightExpr::Concat { parts } => parts.iter().for_each(|part| walk(part, names)),
                 WeightExpr::Literal { .. } => {}
             }

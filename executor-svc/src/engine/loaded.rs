@@ -143,13 +143,12 @@ impl LoadedEngine {
     /// # Errors
     /// [`StateError`].
     pub fn new_state(&self, max_seq_len: usize, memory: &Arc<KvMemory>) -> Result<SessionState, StateError> {
-        let per_token = self.model.memory_plan().kv_bytes_per_token;
         let held = match self.manifest.options.cache {
             // Inputs of a graph of fixed shapes: as long as the engine allows, whatever the sequence needs.
             CacheKind::StaticV1 | CacheKind::StaticV2 => self.max_seq_len(),
             CacheKind::None | CacheKind::InPlace => max_seq_len,
         };
-        let reservation = memory.reserve(per_token.saturating_mul(held as u64))?;
+        let reservation = memory.reserve(self.memory_plan().kv_bytes(held as u64))?;
         let cache = self.model.new_cache(max_seq_len)?;
         Ok(SessionState { cache, tokens: Vec::new(), messages: Vec::new(), reservation })
     }

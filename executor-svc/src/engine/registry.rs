@@ -4,18 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use roundhouse_backend::{BackendError, Runtime};
-use roundhouse_engine::{EngineKey, Manifest};
+use roundhouse_engine::EngineKey;
 use roundhouse_store::{EngineStore, LocalCache, NoProgress};
 
 use super::{LoadError, LoadedEngine};
+use crate::backends::Backends;
 use crate::scheduler::SchedulerConfig;
 
 /// The engines of an executor.
 pub struct Engines {
     store: EngineStore,
     cache: LocalCache,
-    runtimes: Vec<Arc<dyn Runtime>>,
+    backends: Backends,
     step_token_budget: usize,
     max_generations: usize,
     stall_timeout: Duration,
@@ -68,19 +68,25 @@ impl Engines {
     pub fn new(
         store: EngineStore,
         cache: LocalCache,
-        runtimes: Vec<Arc<dyn Runtime>>,
+        backends: Backends,
         config: &crate::ExecutorConfig,
     ) -> Self {
         Self {
             store,
             cache,
-            runtimes,
+            backends,
             step_token_budget: config.step_token_budget,
             max_generations: config.max_generations,
             stall_timeout: config.stall_timeout,
             loaded: RwLock::default(),
             loading: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// What can run here.
+    #[must_use]
+    pub fn backends(&self) -> &Backends {
+        &self.backends
     }
 
     /// Loads an engine, from the local cache where it has it.
@@ -95,7 +101,7 @@ impl Engines {
         }
         let manifest = self.store.get_manifest(key).await?;
         // Before anything is downloaded.
-        let runtime = self.runtime_for(&manifest)?;
+        let runtime = self.backends.runtime_for(&manifest)?;
         let pulled = self.cache.pull(&self.store, &manifest, &NoProgress).await?;
         let downloaded_bytes = pulled.downloaded_bytes();
         let config = SchedulerConfig {
@@ -182,21 +188,5 @@ impl Engines {
             }),
             several => Err(FindError::Ambiguous { name: name.to_owned(), count: several.len() }),
         }
-    }
-
-    fn runtime_for(&self, manifest: &Manifest) -> Result<Arc<dyn Runtime>, BackendError> {
-        let found = self.runtimes.iter().find(|runtime| runtime.kind() == manifest.options.backend);
-        let runtime = found.ok_or_else(|| BackendError::Incompatible {
-            key: manifest.key.to_string(),
-            found: format!("backend {}", manifest.options.backend),
-            needed: self
-                .runtimes
-                .iter()
-                .map(|runtime| runtime.kind().name())
-                .collect::<Vec<_>>()
-                .join(" or "),
-        })?;
-        runtime.check(manifest)?;
-        Ok(Arc::clone(runtime))
     }
 }

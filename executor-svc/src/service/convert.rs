@@ -6,6 +6,7 @@ use roundhouse_proto::executor as proto;
 use roundhouse_sampling::Sampled;
 use roundhouse_text::ChatMessage;
 
+use crate::backends::Found;
 use crate::engine::LoadedEngine;
 use crate::scheduler::{Delta, Finish, FinishReason};
 use crate::session::SessionInfo;
@@ -27,6 +28,12 @@ pub(super) fn loaded_engine(engine: &LoadedEngine) -> proto::LoadedEngine {
         vocab_size: count(engine.vocab_size()),
         eos_token_ids: manifest.info.eos_token_ids.clone(),
     }
+}
+
+/// A backend, unless it cannot run on this machine.
+pub(super) fn runtime(found: &Found) -> Option<proto::Runtime> {
+    let capabilities = found.runs_on.as_ref().ok()?;
+    Some(proto::Runtime { backend: found.backend.to_string(), compute_capabilities: capabilities.names() })
 }
 
 pub(super) fn session(info: &SessionInfo) -> proto::Session {

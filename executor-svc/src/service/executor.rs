@@ -216,9 +216,7 @@ impl Executor for ExecutorService {
             waiting += load.waiting;
         }
         // Caches of the longest kind that would still fit, beside those that there are.
-        let largest = engines.iter().map(|engine| {
-            engine.memory_plan().kv_bytes_per_token.saturating_mul(engine.max_seq_len() as u64)
-        });
+        let largest = engines.iter().map(|engine| engine.memory_plan().kv_bytes(engine.max_seq_len() as u64));
         let sessions = self.sessions.len();
         let free = self.memory.total() - self.memory.used().min(self.memory.total());
         let more = largest.max().filter(|&bytes| bytes > 0).map_or(0, |bytes| free / bytes);
@@ -230,6 +228,7 @@ impl Executor for ExecutorService {
             kv_bytes_used: self.memory.used(),
             kv_bytes_total: self.memory.total(),
             peak_memory_bytes: peak_memory_bytes(),
+            runtimes: self.engines.backends().found().iter().filter_map(convert::runtime).collect(),
         }))
     }
 }

@@ -70,7 +70,7 @@ fn of_backend(error: &BackendError) -> Failure {
                 .with("found", found)
                 .with("needed", needed)
         }
-        BackendError::Unsupported { .. } => {
+        BackendError::Unsupported { .. } | BackendError::UnsupportedNodes { .. } => {
             Failure::new(Code::FailedPrecondition, reason::ENGINE_INCOMPATIBLE, message)
         }
         BackendError::InvalidArgument(_) => {

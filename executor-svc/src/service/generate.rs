@@ -201,7 +201,8 @@ fn begin_turn(state: &mut SessionState, prompt: Prompt) {
     state.tokens.truncate(prompt.keep);
     state.tokens.extend(prompt.new_tokens);
     state.messages = prompt.messages;
-    // At least one token must be computed, or there are no logits to choose the next one from.
+    // At least one token must be computed, or there are no logits to choose the next one from. A cache that can keep
+    // nothing says so by its length: the scheduler computes every token of the history that is not in the cache.
     state.cache.truncate(prompt.keep.min(state.tokens.len().saturating_sub(1)));
 }
 

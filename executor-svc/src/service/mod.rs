@@ -9,8 +9,6 @@ mod requests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::Runtime;
-use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
 use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::ExecutorServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
@@ -20,6 +18,7 @@ use tonic::Status;
 use tonic::service::Routes;
 
 use crate::ExecutorConfig;
+use crate::backends::Backends;
 use crate::engine::{Engines, Loaded};
 use crate::session::{KvMemory, Sessions};
 use requests::Requests;
@@ -45,7 +44,7 @@ pub enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A fault of the executor.
-    #[error("opening the cache ended abnormally: {0}")]
+    #[error("opening the cache and the backends ended abnormally: {0}")]
     Panicked(#[source] tokio::task::JoinError),
 }
 
@@ -53,21 +52,29 @@ impl ExecutorService {
     /// The full gRPC names, for health and reflection.
     pub const NAMES: &'static [&'static str] = &["roundhouse.executor.v1.Executor"];
 
-    /// Opens the store and the local cache.
+    /// Opens the store, the local cache and the backends.
     ///
     /// # Errors
-    /// When either cannot be used.
+    /// When the store or the cache cannot be used. A backend that cannot be is no error: loading its engine is.
     pub async fn open(config: ExecutorConfig) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
         let opening = {
             let (folder, limits) =
                 (config.cache_dir.clone(), CacheLimits { max_bytes: config.cache_limit_bytes });
-            tokio::task::spawn_blocking(move || LocalCache::open(folder, limits))
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || {
+                Ok::<_, StoreError>((LocalCache::open(folder, limits)?, Backends::open(&config)))
+            })
         };
-        let cache = opening.await.map_err(OpenError::Panicked)??;
-        let cpu: Arc<dyn Runtime> = Arc::new(CpuRuntime::new(CpuOptions { threads: config.threads }));
+        let (cache, backends) = opening.await.map_err(OpenError::Panicked)??;
+        for found in backends.found() {
+            match &found.runs_on {
+                Ok(_) => tracing::info!(backend = %found.backend, "backend"),
+                Err(reason) => tracing::info!(backend = %found.backend, reason, "backend unavailable"),
+            }
+        }
         let service = Self {
-            engines: Arc::new(Engines::new(store, cache, vec![cpu], &config)),
+            engines: Arc::new(Engines::new(store, cache, backends, &config)),
             sessions: Arc::new(Sessions::new(config.max_sessions)),
             memory: KvMemory::new(config.kv_memory_bytes),
             requests: Arc::default(),

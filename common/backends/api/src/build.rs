@@ -59,7 +59,8 @@ pub trait Builder: Send + Sync {
     /// Rewrites a lowered graph into the form that this backend runs best.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] names the first node that it cannot run.
+    /// [`BackendError::Unsupported`] names the first node that it cannot run, [`BackendError::UnsupportedNodes`] all of
+    /// them.
     fn lower(&self, graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError>;
 
     /// The memory of a process that loads an engine of this graph.

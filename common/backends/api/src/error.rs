@@ -2,6 +2,17 @@
 
 use crate::WeightError;
 
+/// A node of a graph that a backend cannot run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsupportedNode {
+    /// The node's name.
+    pub node: String,
+    /// Its op's name.
+    pub op: String,
+    /// Why it cannot.
+    pub reason: String,
+}
+
 /// What a backend can fail with, by meaning.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -12,6 +23,14 @@ pub enum BackendError {
         backend: &'static str,
         /// The op, dtype or option, with the node's name.
         what: String,
+    },
+    /// The backend has no way to run some of the graph's nodes.
+    #[error("the {backend} backend does not support {}", list(nodes))]
+    UnsupportedNodes {
+        /// The backend.
+        backend: &'static str,
+        /// All of them, in the graph's order.
+        nodes: Vec<UnsupportedNode>,
     },
     /// The engine was built for something else.
     #[error("engine {key} was built for {found}; this machine needs {needed}")]
@@ -72,4 +91,10 @@ pub enum BackendError {
         /// Its own words.
         what: String,
     },
+}
+
+/// Nodes in a message, each with its reason.
+fn list(nodes: &[UnsupportedNode]) -> String {
+    let each = nodes.iter().map(|node| format!("{} ({}): {}", node.node, node.op, node.reason));
+    each.collect::<Vec<_>>().join("; ")
 }

@@ -7,10 +7,13 @@
 
 mod build;
 mod error;
+mod library;
+mod quantization;
 mod run;
 mod weights;
 
 pub use build::{BuildProgress, Builder, BuiltFile};
-pub use error::BackendError;
+pub use error::{BackendError, UnsupportedNode};
+pub use library::LibrarySearch;
 pub use run::{Cache, LogitsRequest, Model, Runtime, Sequence};
-pub use weights::{WeightError, WeightSource, evaluate_rows, expr_shape};
+pub use weights::{QuantizedTensor, WeightError, WeightSource, evaluate_rows, expr_shape};

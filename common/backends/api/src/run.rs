@@ -39,8 +39,9 @@ pub trait Model: Send + Sync {
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError>;
 
     /// Runs one step over a batch: each sequence's new tokens are appended to its cache, and the logits that it asked
-    /// for are written into it. Prefill chunks and decode steps of any lengths mix freely. On an error no cache has
-    /// changed its length.
+    /// for are written into it. Prefill chunks and decode steps of any lengths mix freely. On an error before anything
+    /// ran no cache has changed. A step that fails on the way leaves caches at the lengths they had, or empty where
+    /// it had written over what they need to go on.
     ///
     /// # Errors
     /// [`BackendError::CacheFull`] or [`BackendError::InvalidArgument`] (a token outside the vocabulary, no tokens,
@@ -62,9 +63,13 @@ pub trait Cache: Send {
     fn capacity(&self) -> usize;
 
     /// Forgets all tokens from `len` on. Longer than [`Cache::len`] changes nothing.
-    fn truncate(&mut self, len: usize);
+    ///
+    /// Returns the length reached, which is [`Cache::len`] from then on: `len` (or the length before, if shorter), or 0
+    /// where a layer with a sliding window no longer holds the tokens before `len` that the next one sees. Then all
+    /// tokens must be computed again.
+    fn truncate(&mut self, len: usize) -> usize;
 
-    /// Bytes that it holds.
+    /// Bytes that it holds for its [`Cache::capacity`].
     fn bytes(&self) -> u64;
 
     /// For the backend to find its own type.

@@ -2,7 +2,12 @@
 
 use std::ops::Range;
 
-use roundhouse_graph::WeightExpr;
+use roundhouse_graph::{DType, Quantization, WeightExpr};
+
+use crate::quantization;
+
+/// Elements that are read at once to be quantised, about.
+const QUANTIZED_ELEMENTS: usize = 1 << 20;
 
 /// A weight that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,45 @@ pub enum WeightError {
     },
 }
 
+/// How a checkpoint has a matrix `[N, K]` that it stores quantised. Beside the decoded matrix under its own name, its
+/// source then has the matrix's parts as tensors of their own, which [`WeightSource::names`] does not list:
+///
+/// * [`values`](Self::values_of) `[N, K · bits / 8]`: bytes, as numbers from 0 to 255, in the layout of the format;
+/// * [`scales`](Self::scales_of) `[N, K / group_size]`;
+/// * [`offsets`](Self::offsets_of) `[N, K / group_size]`, zeros where `has_offsets` is false.
+///
+/// `values · scales + offsets` in fp32 is the decoded matrix: exactly without offsets and where scales are stored in 16
+/// bits, else to the rounding of one addition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuantizedTensor {
+    /// How its bytes are read.
+    pub quantization: Quantization,
+    /// Whether any offset is not zero.
+    pub has_offsets: bool,
+    /// The least dtype that holds scales and offsets exactly: f16, or f32 always where there are offsets.
+    pub scales_dtype: DType,
+}
+
+impl QuantizedTensor {
+    /// The name of the bytes of a quantised tensor.
+    #[must_use]
+    pub fn values_of(name: &str) -> String {
+        format!("{name}.values")
+    }
+
+    /// The name of the scales of a quantised tensor.
+    #[must_use]
+    pub fn scales_of(name: &str) -> String {
+        format!("{name}.scales")
+    }
+
+    /// The name of the offsets of a quantised tensor.
+    #[must_use]
+    pub fn offsets_of(name: &str) -> String {
+        format!("{name}.offsets")
+    }
+}
+
 /// A checkpoint's tensors, by name, decoded to fp32 a few rows at a time.
 pub trait WeightSource: Send + Sync {
     /// The shape of a tensor.
@@ -50,6 +94,12 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// [`WeightError::NotFound`], or [`WeightError::Corrupt`] when the rows cannot be decoded.
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError>;
+
+    /// How the checkpoint has a tensor quantised, if it does so in a way that a graph can use as it is. May read all of
+    /// its scales.
+    fn quantized(&self, _name: &str) -> Option<QuantizedTensor> {
+        None
+    }
 }
 
 /// The shape that a recipe evaluates to.
@@ -94,6 +144,10 @@ pub fn expr_shape(source: &dyn WeightSource, expr: &WeightExpr) -> Result<Vec<u6
             joined.ok_or_else(|| misfit(expr, "a concatenation of nothing has no shape".to_owned()))
         }
         WeightExpr::Literal { values } => Ok(vec![values.len() as u64]),
+        WeightExpr::Quantized { of, quantization, part } => {
+            let shape = expr_shape(source, of)?;
+            quantization::shape(*quantization, *part, &shape).map_err(|what| misfit(of, what))
+        }
     }
 }
 
@@ -124,6 +178,29 @@ pub fn evaluate_rows(
             let range = index(rows.start)..index(rows.end);
             let part = values.get(range).filter(|part| part.len() == out.len());
             out.copy_from_slice(part.ok_or_else(|| wrong_length(out.len()))?);
+            Ok(())
+        }
+        WeightExpr::Quantized { of, quantization, part } => {
+            let [_, columns] = expr_shape(source, of)?[..] else {
+                return Err(wrong_length(out.len()));
+            };
+            let width = index(expr_shape(source, expr)?.get(1).copied().unwrap_or(0));
+            if Some(out.len()) != index(count).checked_mul(width) {
+                return Err(wrong_length(out.len()));
+            }
+            // Many rows at once, because a transposed matrix is read whole each time.
+            let columns = index(columns).max(1);
+            let at_once = (QUANTIZED_ELEMENTS / columns).max(1);
+            let mut read = vec![0.0; at_once.min(index(count)) * columns];
+            let firsts = rows.clone().step_by(at_once);
+            for (first, out) in firsts.zip(out.chunks_mut((at_once * width).max(1))) {
+                let last = rows.end.min(first + at_once as u64);
+                let read = &mut read[..index(last - first) * columns];
+                evaluate_rows(source, of, first..last, read)?;
+                for (row, out) in read.chunks_exact(columns).zip(out.chunks_exact_mut(width.max(1))) {
+                    quantization::quantize_row(*quantization, *part, row, out);
+                }
+            }
             Ok(())
         }
         WeightExpr::Concat { parts } => {
@@ -177,6 +254,8 @@ fn misfit(expr: &WeightExpr, what: String) -> WeightError {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use roundhouse_graph::{QuantizedPart, WeightFormat};
 
     use super::*;
 
@@ -274,6 +353,25 @@ mod tests {
         for (expr, name) in cases {
             let error = expr_shape(&Tensors::new(), &expr).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_quantised_matrix_is_the_same_however_many_rows_are_evaluated_at_once() {
+        const COLUMNS: usize = QUANTIZED_ELEMENTS / 3;
+        let numbers = (0..4 * COLUMNS).map(|index| (index * 31 % 257) as f32 - 128.0).collect();
+        let source = Tensors(BTreeMap::from([("m", (vec![4, COLUMNS as u64], numbers))]));
+        for part in [QuantizedPart::Values, QuantizedPart::Scales] {
+            let quantization = Quantization { format: WeightFormat::Int8, group_size: COLUMNS as u32 / 5 };
+            let expr = WeightExpr::Quantized { of: tensor("m"), quantization, part };
+            let width = expr_shape(&source, &expr).unwrap()[1] as usize;
+            let mut all = vec![f32::NAN; 4 * width];
+            evaluate_rows(&source, &expr, 0..4, &mut all).unwrap();
+            for (row, expected) in (0..).zip(all.chunks(width)) {
+                let mut one = vec![f32::NAN; width];
+                evaluate_rows(&source, &expr, row..row + 1, &mut one).unwrap();
+                assert!(one == expected, "{part:?} of row {row}");
+            }
         }
     }
 

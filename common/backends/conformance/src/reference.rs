@@ -2,8 +2,10 @@
 
 mod attention;
 mod elementwise;
+mod experts;
 mod layout;
 mod linear;
+mod quantized;
 mod symbols;
 
 use std::collections::{BTreeMap, HashMap};
@@ -131,11 +133,14 @@ impl Interpreter {
         let result = match &node.op {
             Op::Embedding => linear::embedding(&scope),
             Op::Linear => Ok(linear::linear(&scope)),
+            Op::QuantizedLinear(attributes) => Ok(quantized::quantized_linear(&scope, *attributes)),
             Op::MatMul { transpose_b } => Ok(linear::matmul(&scope, *transpose_b)),
             Op::Add => Ok(elementwise::binary(&scope, |a, b| a + b)),
             Op::Mul => Ok(elementwise::binary(&scope, |a, b| a * b)),
             Op::Scale { factor } => Ok(elementwise::unary(&scope, |x| factor * x)),
             Op::Silu => Ok(elementwise::unary(&scope, elementwise::silu)),
+            Op::Sigmoid => Ok(elementwise::unary(&scope, |x| 1.0 / (1.0 + (-x).exp()))),
+            Op::MixtureOfExperts(attributes) => Ok(experts::mixture_of_experts(&scope, *attributes)),
             Op::Gelu { approximation } => Ok(elementwise::unary(&scope, elementwise::gelu(*approximation))),
             Op::SoftCap { cap } => Ok(elementwise::unary(&scope, |x| cap * (x / cap).tanh())),
             Op::SiluMul => Ok(elementwise::binary(&scope, |gate, up| elementwise::silu(gate) * up)),

@@ -71,6 +71,7 @@ impl Builder for ReferenceBackend {
         MemoryPlan {
             weight_bytes: graph.weights().map(|(_, value, _)| bytes(value)).sum(),
             kv_bytes_per_token: kv_bytes,
+            kv_rings: Vec::new(),
             workspace_bytes: 0,
         }
     }

@@ -20,6 +20,7 @@ mod failure;
 mod op_graphs;
 mod ops;
 mod sequences;
+mod windows;
 
 use roundhouse_backend::{Builder, Runtime};
 use roundhouse_engine::{CacheKind, EngineOptions, Precision};
@@ -28,13 +29,19 @@ use roundhouse_graph::{Graph, PassReport};
 pub use artifact::{
     broken_files_are_errors, builds_report_progress_and_stop_when_asked, foreign_engines_are_refused,
 };
+pub use engine::{MAX_SEQ_LEN, Source};
 pub use errors::{failed_steps_change_nothing, requests_beyond_the_engine_are_refused};
 pub use failure::Failure;
+pub use op_graphs::{OpCase, op_cases};
 pub use ops::ops;
 pub use sequences::{
     chunked_prefill_equals_one_prefill, every_cache_kind_equals_none, logits_equal_the_reference,
     ragged_batches_equal_one_by_one, requests_choose_the_logits, sequences_are_isolated,
     truncated_caches_go_on_as_fresh_ones,
+};
+pub use windows::{
+    long_ragged_batches_equal_one_by_one, long_sequences_are_cut_or_emptied, long_sequences_are_isolated,
+    long_sequences_see_their_windows,
 };
 
 /// The compiler's lowering: from a model's graph to one of the options' precision and cache kind.
@@ -68,22 +75,34 @@ impl<'a> Backend<'a> {
     }
 }
 
+/// A function of the suite.
+pub type Promise = fn(&Backend<'_>) -> Result<(), Failure>;
+
+/// Every promise by its function's name, but for [`ops()`], in an order that begins with the simplest.
+pub const PROMISES: &[(&str, Promise)] = &[
+    ("logits_equal_the_reference", logits_equal_the_reference),
+    ("every_cache_kind_equals_none", every_cache_kind_equals_none),
+    ("ragged_batches_equal_one_by_one", ragged_batches_equal_one_by_one),
+    ("chunked_prefill_equals_one_prefill", chunked_prefill_equals_one_prefill),
+    ("truncated_caches_go_on_as_fresh_ones", truncated_caches_go_on_as_fresh_ones),
+    ("sequences_are_isolated", sequences_are_isolated),
+    ("long_sequences_see_their_windows", long_sequences_see_their_windows),
+    ("long_ragged_batches_equal_one_by_one", long_ragged_batches_equal_one_by_one),
+    ("long_sequences_are_cut_or_emptied", long_sequences_are_cut_or_emptied),
+    ("long_sequences_are_isolated", long_sequences_are_isolated),
+    ("requests_choose_the_logits", requests_choose_the_logits),
+    ("failed_steps_change_nothing", failed_steps_change_nothing),
+    ("requests_beyond_the_engine_are_refused", requests_beyond_the_engine_are_refused),
+    ("builds_report_progress_and_stop_when_asked", builds_report_progress_and_stop_when_asked),
+    ("foreign_engines_are_refused", foreign_engines_are_refused),
+    ("broken_files_are_errors", broken_files_are_errors),
+];
+
 /// The whole suite. `unsupported_ops` are the cases of [`ops()`] that the backend refuses.
 ///
 /// # Errors
 /// The first departure from what the seam promises.
 pub fn all(backend: &Backend<'_>, unsupported_ops: &[&str]) -> Result<(), Failure> {
     ops(backend, unsupported_ops)?;
-    logits_equal_the_reference(backend)?;
-    every_cache_kind_equals_none(backend)?;
-    ragged_batches_equal_one_by_one(backend)?;
-    chunked_prefill_equals_one_prefill(backend)?;
-    truncated_caches_go_on_as_fresh_ones(backend)?;
-    sequences_are_isolated(backend)?;
-    requests_choose_the_logits(backend)?;
-    failed_steps_change_nothing(backend)?;
-    requests_beyond_the_engine_are_refused(backend)?;
-    builds_report_progress_and_stop_when_asked(backend)?;
-    foreign_engines_are_refused(backend)?;
-    broken_files_are_errors(backend)
+    PROMISES.iter().try_for_each(|(_, promise)| promise(backend))
 }

@@ -86,6 +86,6 @@ pub fn round_to(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::F16 => f16::from_f32(value).to_f32(),
         DType::Bf16 => bf16::from_f32(value).to_f32(),
-        DType::F32 | DType::I64 | DType::Bool => value,
+        DType::F32 | DType::I64 | DType::Bool | DType::U8 => value,
     }
 }

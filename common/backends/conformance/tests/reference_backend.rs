@@ -54,6 +54,26 @@ fn sequences_are_isolated() {
 }
 
 #[test]
+fn long_sequences_see_their_windows() {
+    passes(suite::long_sequences_see_their_windows);
+}
+
+#[test]
+fn long_ragged_batches_equal_one_by_one() {
+    passes(suite::long_ragged_batches_equal_one_by_one);
+}
+
+#[test]
+fn long_sequences_are_cut_or_emptied() {
+    passes(suite::long_sequences_are_cut_or_emptied);
+}
+
+#[test]
+fn long_sequences_are_isolated() {
+    passes(suite::long_sequences_are_isolated);
+}
+
+#[test]
 fn requests_choose_the_logits() {
     passes(suite::requests_choose_the_logits);
 }

@@ -24,6 +24,8 @@ enum Fault {
     RunsBeforeItChecks,
     /// `truncate` does nothing.
     KeepsTokens,
+    /// `truncate` far back forgets everything and does not say so.
+    ForgetsSilently,
     /// All sequences after the first read the first one's tokens.
     MixesSequences,
     /// Caches hold more than asked for.
@@ -117,9 +119,14 @@ impl Cache for FaultyCache {
         self.cache.capacity()
     }
 
-    fn truncate(&mut self, len: usize) {
-        if !matches!(self.fault, Fault::KeepsTokens) {
-            self.cache.truncate(len);
+    fn truncate(&mut self, len: usize) -> usize {
+        match self.fault {
+            Fault::KeepsTokens => len.min(self.cache.len()),
+            Fault::ForgetsSilently if len + 20 < self.cache.len() => {
+                self.cache.truncate(0);
+                len
+            }
+            _ => self.cache.truncate(len),
         }
     }
 
@@ -244,6 +251,28 @@ fn steps_that_run_before_all_is_checked_are_caught() {
 #[test]
 fn caches_that_keep_truncated_tokens_are_caught() {
     caught(Fault::KeepsTokens, suite::truncated_caches_go_on_as_fresh_ones);
+}
+
+#[test]
+fn caches_that_forget_silently_are_caught() {
+    caught(Fault::ForgetsSilently, suite::long_sequences_are_cut_or_emptied);
+}
+
+#[test]
+fn windows_that_lose_a_key_are_caught() {
+    let narrower: fn(&mut Op) = |op| {
+        if let Op::ScaledDotProductAttention(attributes) = op {
+            attributes.window = attributes.window.map(|window| window - 1);
+        }
+    };
+    for test in [
+        suite::long_sequences_see_their_windows as Test,
+        suite::long_ragged_batches_equal_one_by_one,
+        suite::long_sequences_are_cut_or_emptied,
+        suite::long_sequences_are_isolated,
+    ] {
+        caught(Fault::Ops(narrower), test);
+    }
 }
 
 #[test]

@@ -63,6 +63,7 @@ pub(crate) fn plan_memory(
     MemoryPlan {
         weight_bytes,
         kv_bytes_per_token: plan.signature.kv_bytes_per_token(),
+        kv_rings: plan.signature.kv_rings(),
         workspace_bytes: step + constants.sum::<u64>(),
     }
 }

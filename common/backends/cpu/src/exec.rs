@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod experts;
 mod layout;
 mod linear;
 mod memory;
@@ -19,7 +20,7 @@ use roundhouse_engine::CacheKind;
 use roundhouse_graph::{DType, Graph};
 use roundhouse_weights::{MappedWeights, Tensor};
 
-use crate::cache::{CacheState, CpuCache};
+use crate::cache::CpuCache;
 use crate::error::unsupported;
 use crate::plan::{Plan, Role, Root, Step, WeightId};
 
@@ -156,9 +157,7 @@ impl Executor {
                 let (past, new) = (active.past, active.tokens.len());
                 match role {
                     Role::InputIds => {
-                        if let (true, CacheState::Tokens(tokens)) = (whole, &active.cache.state) {
-                            integers.extend(tokens.iter().map(|&token| i64::from(token)));
-                        }
+                        integers.extend(active.cache.tokens().iter().map(|&token| i64::from(token)));
                         integers.extend(active.tokens.iter().map(|&token| i64::from(token)));
                     }
                     Role::PositionIds => {
@@ -189,6 +188,7 @@ impl Executor {
             Step::Gather { x, ids, axis, to } => return self.gather(x, ids, *axis, to, workspace),
             Step::Linear { x, parts } => self.linear(x, parts, workspace),
             Step::LinearSiluMul { x, gate, up, to } => self.linear_silu_mul(x, *gate, *up, *to, workspace),
+            Step::Experts(experts) => self.experts(experts, workspace),
             Step::MatMul { a, b, to } => self.matmul(a, b, to, workspace),
             Step::Binary { op, a, b, to } => self.binary(*op, a.as_ref(), b, to, workspace),
             Step::Map { function, from, to } => self.map(*function, from.as_ref(), to, workspace),
@@ -245,7 +245,7 @@ fn weight_elements<'a>(weights: &'a MappedWeights, tensor: &Tensor) -> Elements<
     match tensor.dtype {
         DType::F16 => Elements::F16(bytemuck::try_cast_slice::<u8, f16>(bytes).unwrap_or_default()),
         DType::Bf16 => Elements::Bf16(bytemuck::try_cast_slice::<u8, bf16>(bytes).unwrap_or_default()),
-        DType::F32 | DType::I64 | DType::Bool => {
+        DType::F32 | DType::I64 | DType::Bool | DType::U8 => {
             Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or_default())
         }
     }

@@ -15,6 +15,8 @@ pub(crate) const LOGITS_CHUNK_ROWS: usize = 64;
 pub(crate) struct StepLimits {
     /// New tokens, of all sequences together where the batch is packed.
     pub(crate) tokens: usize,
+    /// New tokens of one sequence: what a ring has room for beside its window.
+    pub(crate) chunk: usize,
     /// Rows of logits. Without a cache, asking for all logits goes beyond: the sequence cannot be cut.
     pub(crate) rows: usize,
     /// Tokens of one sequence, past and new.
@@ -36,6 +38,6 @@ impl StepLimits {
             _ => PREFILL_CHUNK_TOKENS,
         };
         let tokens = chunk.min(batch.saturating_mul(sequence)).max(batch);
-        Self { tokens, rows: LOGITS_CHUNK_ROWS.max(batch).min(tokens), sequence }
+        Self { tokens, chunk: tokens, rows: LOGITS_CHUNK_ROWS.max(batch).min(tokens), sequence }
     }
 }

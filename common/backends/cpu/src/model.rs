@@ -67,7 +67,7 @@ impl CpuModel {
         let vocab_size = self.executor.input_vocab_size();
         for sequence in batch {
             let cache = own_cache(self.id, sequence.cache)?;
-            let (tokens, length, capacity) = (sequence.tokens.len(), cache.len, cache.capacity);
+            let (tokens, length, capacity) = (sequence.tokens.len(), cache.begin(), cache.capacity);
             if tokens == 0 {
                 return Err(BackendError::InvalidArgument("a sequence without new tokens".to_owned()));
             }
@@ -106,7 +106,7 @@ impl CpuModel {
         let whole = self.executor.plan().signature.mode == CacheKind::None;
         for index in 0..batch.len() {
             let limits = match whole {
-                true => StepLimits { tokens: usize::MAX, rows: usize::MAX, ..self.limits },
+                true => StepLimits { tokens: usize::MAX, chunk: usize::MAX, rows: usize::MAX, ..self.limits },
                 false => self.limits,
             };
             for mut step in steps(&batch[index..=index], limits) {
@@ -130,8 +130,12 @@ impl CpuModel {
             if let Some(piece) = pieces.next_if(|piece| piece.sequence == index) {
                 let cache = own_cache(self.id, sequence.cache)?;
                 let tokens = &sequence.tokens[piece.first..piece.first + piece.tokens];
-                active.push(Active { past: cache.len + piece.first, cache, tokens, rows: piece.rows });
+                let past = cache.committed() + piece.first;
+                active.push(Active { past, cache, tokens, rows: piece.rows });
             }
+        }
+        for Active { cache, past, tokens, .. } in &mut active {
+            cache.writes(*past + tokens.len());
         }
         self.executor.run(&mut active, workspace)?;
         for (index, piece) in step.iter().enumerate() {
@@ -147,7 +151,7 @@ impl Model for CpuModel {
     }
 
     fn memory_plan(&self) -> MemoryPlan {
-        MemoryPlan { workspace_bytes: self.workspace_bytes.load(Ordering::Relaxed), ..self.memory }
+        MemoryPlan { workspace_bytes: self.workspace_bytes.load(Ordering::Relaxed), ..self.memory.clone() }
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {
@@ -168,7 +172,7 @@ impl Model for CpuModel {
                 CacheState::Tensors(tensors.collect())
             }
         };
-        Ok(Box::new(CpuCache { model: self.id, len: 0, capacity: max_seq_len, state }))
+        Ok(Box::new(CpuCache::new(self.id, max_seq_len, state)))
     }
 
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError> {
@@ -184,11 +188,7 @@ impl Model for CpuModel {
         let used = workspace.bytes() + self.executor.constant_bytes();
         self.workspace_bytes.fetch_max(used as u64, Ordering::Relaxed);
         for sequence in batch {
-            let cache = own_cache(self.id, sequence.cache)?;
-            cache.len += sequence.tokens.len();
-            if let CacheState::Tokens(tokens) = &mut cache.state {
-                tokens.extend_from_slice(sequence.tokens);
-            }
+            own_cache(self.id, sequence.cache)?.commit(sequence.tokens);
         }
         Ok(())
     }
@@ -211,7 +211,8 @@ fn steps(batch: &[Sequence<'_>], limits: StepLimits) -> Vec<Vec<Piece>> {
             let first = done[index];
             let left = sequence.tokens.len() - first;
             let all = sequence.request == LogitsRequest::All;
-            let tokens = left.min(free_tokens).min(if all { free_rows } else { usize::MAX });
+            let tokens =
+                left.min(limits.chunk).min(free_tokens).min(if all { free_rows } else { usize::MAX });
             let last = tokens == left;
             let rows = match sequence.request {
                 LogitsRequest::None => 0,

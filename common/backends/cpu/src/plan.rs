@@ -8,6 +8,7 @@
 mod compile;
 mod group;
 mod packed;
+mod ring;
 mod signature;
 mod size;
 mod slots;
@@ -20,10 +21,12 @@ use roundhouse_graph::{Graph, SymbolId, ValueId};
 
 use crate::limits::StepLimits;
 
+pub(crate) use ring::Ring;
 pub(crate) use signature::{CacheShape, Role, Signature};
 pub(crate) use size::{SizeId, SizeTable, Sizes};
 pub(crate) use step::{
-    Attention, BinaryOp, DenseAttention, Function, LinearPart, Mask, Norm, RotaryTable, Step, WeightId,
+    Attention, BinaryOp, DenseAttention, Experts, Function, LinearPart, Mask, Norm, RotaryTable, Step,
+    WeightId,
 };
 pub(crate) use view::{BufferId, Layout, Root, View};
 

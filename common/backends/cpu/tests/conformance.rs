@@ -51,6 +51,26 @@ fn sequences_are_isolated() {
 }
 
 #[test]
+fn long_sequences_see_their_windows() {
+    conforms(suite::long_sequences_see_their_windows);
+}
+
+#[test]
+fn long_ragged_batches_equal_one_by_one() {
+    conforms(suite::long_ragged_batches_equal_one_by_one);
+}
+
+#[test]
+fn long_sequences_are_cut_or_emptied() {
+    conforms(suite::long_sequences_are_cut_or_emptied);
+}
+
+#[test]
+fn long_sequences_are_isolated() {
+    conforms(suite::long_sequences_are_isolated);
+}
+
+#[test]
 fn requests_choose_the_logits() {
     conforms(suite::requests_choose_the_logits);
 }

@@ -29,6 +29,7 @@ fn file_dtype(dtype: DType) -> Option<Dtype> {
         DType::F32 => Some(Dtype::F32),
         DType::F16 => Some(Dtype::F16),
         DType::Bf16 => Some(Dtype::BF16),
+        DType::U8 => Some(Dtype::U8),
         DType::I64 | DType::Bool => None,
     }
 }

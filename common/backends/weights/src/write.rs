@@ -137,6 +137,17 @@ fn encode<'a>(values: &'a [f32], dtype: DType, halves: &'a mut Vec<u16>) -> &'a 
             bytemuck::cast_slice_mut::<u16, bf16>(halves).convert_from_f32_slice(values);
             bytemuck::cast_slice(halves)
         }
+        DType::U8 => {
+            halves.resize(values.len().div_ceil(2), 0);
+            let bytes = &mut bytemuck::cast_slice_mut::<u16, u8>(halves)[..values.len()];
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "recipes give 0 to 255"
+            )]
+            bytes.iter_mut().zip(values).for_each(|(byte, &value)| *byte = value as u8);
+            bytes
+        }
         DType::F32 | DType::I64 | DType::Bool => bytemuck::cast_slice(values),
     }
 }

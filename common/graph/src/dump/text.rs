@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::{
-    AttentionAttributes, DType, Dim, Graph, Node, Op, Origin, RotaryAttributes, ValueId, WeightExpr,
+    AttentionAttributes, DType, Dim, ExpertAttributes, Graph, Node, Op, Origin, QuantizedLinearAttributes,
+    RotaryAttributes, ValueId, WeightExpr,
 };
 
 impl Graph {
@@ -93,12 +94,24 @@ impl Graph {
             }
             Op::Reshape { shape } => vec![format!("shape={}", self.show_dims(shape))],
             Op::Transpose { permutation } => vec![format!("permutation={permutation:?}")],
+            Op::MixtureOfExperts(ExpertAttributes { top_k, normalize }) => {
+                [vec![format!("top_k={top_k}")], flag("normalize", *normalize)].concat()
+            }
+            Op::QuantizedLinear(QuantizedLinearAttributes { quantization, has_offsets }) => {
+                let (format, group_size) = (quantization.format.name(), quantization.group_size);
+                [
+                    vec![format!("format={format}"), format!("group_size={group_size}")],
+                    flag("offsets", *has_offsets),
+                ]
+                .concat()
+            }
             Op::Cast { to } => vec![format!("to={to}")],
             Op::Embedding
             | Op::Linear
             | Op::Add
             | Op::Mul
             | Op::Silu
+            | Op::Sigmoid
             | Op::SiluMul
             | Op::KvCacheUpdate
             | Op::LastToken => Vec::new(),
@@ -135,6 +148,10 @@ fn recipe(expr: &WeightExpr) -> String {
         WeightExpr::Concat { parts } => {
             let parts: Vec<String> = parts.iter().map(recipe).collect();
             format!("concat({})", parts.join(", "))
+        }
+        WeightExpr::Quantized { of, quantization, part } => {
+            let (format, part) = (quantization.format.name(), format!("{part:?}").to_lowercase());
+            format!("{format}_{part}({}, group_size={})", recipe(of), quantization.group_size)
         }
         WeightExpr::Literal { values } => format!("literal({})", list(values)),
     }

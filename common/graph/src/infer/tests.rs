@@ -1,6 +1,7 @@
 use super::infer;
 use crate::{
-    AttentionAttributes, DType, Dim, GeluApproximation, Op, Origin, RotaryAttributes, Shape, SymbolId, Value,
+    AttentionAttributes, DType, Dim, ExpertAttributes, GeluApproximation, Op, Origin, Quantization,
+    QuantizedLinearAttributes, RotaryAttributes, Shape, SymbolId, Value, WeightFormat,
 };
 
 fn sym(index: u32) -> Dim {
@@ -108,6 +109,7 @@ fn add_and_mul_broadcast() {
 fn unary_ops_keep_the_type() {
     let ops = [
         Op::Silu,
+        Op::Sigmoid,
         Op::Gelu { approximation: GeluApproximation::Tanh },
         Op::Scale { factor: 2.0 },
         Op::SoftCap { cap: 30.0 },
@@ -130,6 +132,60 @@ fn silu_mul() {
     good(&Op::SiluMul, &[gate.clone(), gate.clone()], &gate);
     bad(&Op::SiluMul, &[gate.clone(), f32(&["96"])], &["(up", "shape [s0, s1, 96] of gate", "found [96]"]);
     bad(&Op::SiluMul, &[gate, f16(&["B", "S", "96"])], &["found f16"]);
+}
+
+#[test]
+fn quantized_linear() {
+    let op = |format, group_size, has_offsets| {
+        let quantization = Quantization { format, group_size };
+        Op::QuantizedLinear(QuantizedLinearAttributes { quantization, has_offsets })
+    };
+    let x = f16(&["B", "S", "64"]);
+    let (int8, int4) = (value(DType::U8, &["96", "64"]), value(DType::U8, &["96", "32"]));
+    let (scales, bias) = (f32(&["96", "4"]), f16(&["96"]));
+    let out = f16(&["B", "S", "96"]);
+    let all = |values: &[&Value]| values.iter().map(|&value| value.clone()).collect::<Vec<_>>();
+    for format in [WeightFormat::Int8, WeightFormat::Fp8] {
+        good(&op(format, 16, false), &all(&[&x, &int8, &scales]), &out);
+        bad(&op(format, 16, false), &all(&[&x, &int4, &scales]), &["weight", "to be 64", "bytes of a row"]);
+    }
+    let op4 = op(WeightFormat::Int4, 16, false);
+    good(&op4, &all(&[&x, &int4, &scales, &bias]), &out);
+    good(&op(WeightFormat::Int4, 16, true), &all(&[&x, &int4, &scales, &scales, &bias]), &out);
+    bad(&op4, &all(&[&x, &int4, &f32(&["96", "2"])]), &["scales", "groups of a row"]);
+    bad(&op4, &all(&[&x, &int4, &f32(&["64", "4"])]), &["scales", "the first of weight"]);
+    bad(&op4, &all(&[&x, &bias, &scales]), &["weight", "expected u8", "found f16"]);
+    bad(&op4, &all(&[&x, &int4, &scales, &f32(&["96"])]), &["bias", "found f32"]);
+    bad(&op(WeightFormat::Int4, 24, false), &all(&[&x, &int4, &scales]), &["group_size", "24"]);
+    bad(&op(WeightFormat::Int4, 0, false), &all(&[&x, &int4, &scales]), &["group_size", "0"]);
+    bad(&op(WeightFormat::Int4, 1, false), &all(&[&x, &int4, &scales]), &["no whole bytes"]);
+    bad(&op4, &all(&[&x, &int4]), &["given 2"]);
+}
+
+#[test]
+fn mixture_of_experts() {
+    let op = |top_k| Op::MixtureOfExperts(ExpertAttributes { top_k, normalize: true });
+    let (x, router) = (f16(&["B", "S", "64"]), f16(&["B", "S", "4"]));
+    let (gate_up, down) = (f16(&["768", "64"]), f16(&["256", "96"]));
+    let with = |x: &Value, router: &Value, gate_up: &Value, down: &Value| {
+        [x.clone(), router.clone(), gate_up.clone(), down.clone()]
+    };
+    good(&op(2), &with(&x, &router, &gate_up, &down), &x);
+    good(&op(4), &with(&x, &router, &gate_up, &down), &x);
+    for top_k in [0, 5] {
+        bad(&op(top_k), &with(&x, &router, &gate_up, &down), &["top_k", "1 to 4", &top_k.to_string()]);
+    }
+    let cases: [([Value; 4], &[&str]); 6] = [
+        (with(&x, &f16(&["B", "B", "4"]), &gate_up, &down), &["router_logits", "the second of x"]),
+        (with(&x, &f16(&["B", "S", "S"]), &gate_up, &down), &["router_logits", "a known number"]),
+        (with(&x, &router, &f16(&["384", "64"]), &down), &["gate_up", "to be 768", "found 384"]),
+        (with(&x, &router, &f16(&["768", "32"]), &down), &["gate_up", "to be 64"]),
+        (with(&x, &router, &gate_up, &f16(&["128", "96"])), &["down", "to be 256"]),
+        (with(&x, &router, &gate_up, &f32(&["256", "96"])), &["down", "found f32"]),
+    ];
+    for (inputs, words) in cases {
+        bad(&op(2), &inputs, words);
+    }
 }
 
 #[test]

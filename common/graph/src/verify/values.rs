@@ -49,10 +49,9 @@ impl Check<'_> {
 
     fn weight(&self, value: &Value, expr: &WeightExpr) -> Result<(), GraphError> {
         let name = &value.name;
-        if !value.dtype.is_float() {
-            return Err(
-                self.broken(format!("weight {name:?} is {}; a float dtype was expected", value.dtype))
-            );
+        if !value.dtype.is_float() && value.dtype != DType::U8 {
+            let dtype = value.dtype;
+            return Err(self.broken(format!("weight {name:?} is {dtype}; a float dtype or u8 was expected")));
         }
         let mut elements = 1_u64;
         for dim in &value.shape {
@@ -84,7 +83,9 @@ impl Check<'_> {
                 Err(self.broken(format!("the recipe of {weight:?} reads a tensor without a name")))
             }
             WeightExpr::Tensor { .. } => Ok(()),
-            WeightExpr::Transpose { of } => self.recipe(weight, of, depth + 1),
+            WeightExpr::Transpose { of } | WeightExpr::Quantized { of, .. } => {
+                self.recipe(weight, of, depth + 1)
+            }
             WeightExpr::Rows { of, start, end } if start < end => self.recipe(weight, of, depth + 1),
             WeightExpr::Rows { start, end, .. } => {
                 Err(self.broken(format!("the recipe of {weight:?} cuts rows {start}..{end}")))

@@ -51,8 +51,9 @@ impl Cache for ReferenceCache {
         self.capacity
     }
 
-    fn truncate(&mut self, len: usize) {
+    fn truncate(&mut self, len: usize) -> usize {
         self.tokens.truncate(len);
+        self.tokens.len()
     }
 
     fn bytes(&self) -> u64 {
@@ -82,7 +83,7 @@ impl ReferenceModel {
             max_seq_len: options.max_seq_len as usize,
             max_batch_size: options.max_batch_size as usize,
             vocab_size: manifest.info.vocab_size as usize,
-            memory_plan: manifest.memory_plan,
+            memory_plan: manifest.memory_plan.clone(),
             identity: Arc::default(),
         }
     }
@@ -194,7 +195,7 @@ impl Model for ReferenceModel {
     }
 
     fn memory_plan(&self) -> MemoryPlan {
-        self.memory_plan
+        self.memory_plan.clone()
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {

@@ -17,15 +17,18 @@ use crate::MemoryWeights;
 use crate::tiny_models::TinyModel;
 
 /// The longest sequence of the suite's engines: shorter than the models allow, so that it is the engine's that counts.
-pub(super) const MAX_SEQ_LEN: u32 = 40;
+pub const MAX_SEQ_LEN: u32 = 40;
 /// Hex SHA-256 of nothing: the suite's checkpoints and files have no digests of their own.
 const NO_DIGEST: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// What an engine is built from.
-pub(super) struct Source {
-    pub(super) graph: Graph,
-    pub(super) weights: MemoryWeights,
-    pub(super) info: ModelInfo,
+pub struct Source {
+    /// A model's graph, before any pass.
+    pub graph: Graph,
+    /// Its weights.
+    pub weights: MemoryWeights,
+    /// What the manifest says of it.
+    pub info: ModelInfo,
 }
 
 impl Source {

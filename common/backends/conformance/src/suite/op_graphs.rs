@@ -2,8 +2,8 @@
 
 use roundhouse_engine::ModelInfo;
 use roundhouse_graph::{
-    AttentionAttributes, DType, Dim, GeluApproximation, Graph, GraphError, Op, RotaryAttributes, ValueId,
-    WeightExpr,
+    AttentionAttributes, DType, Dim, ExpertAttributes, GeluApproximation, Graph, GraphError, Op,
+    RotaryAttributes, ValueId, WeightExpr,
 };
 
 use super::engine::{MAX_SEQ_LEN, Source};
@@ -16,11 +16,13 @@ const HEADS: usize = 4;
 const HEAD_DIM: usize = 8;
 
 /// One op in one form.
-pub(super) struct OpCase {
-    pub(super) name: &'static str,
-    pub(super) source: Source,
+pub struct OpCase {
+    /// The op, and what is special about the form.
+    pub name: &'static str,
+    /// A graph that has little else, with its weights.
+    pub source: Source,
     /// Whether only the last token's logits are asked for, for which the lowering adds a node.
-    pub(super) last_token: bool,
+    pub last_token: bool,
 }
 
 /// `input_ids → embedding → op → linear → logits`.
@@ -41,8 +43,11 @@ type Result<T> = std::result::Result<T, GraphError>;
 /// Applies an op to the embedded tokens; `[batch, seq or 1, any]`.
 type Form = fn(&mut OpGraph) -> Result<ValueId>;
 
-/// All cases, in a float dtype.
-pub(super) fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
+/// All cases of [`ops()`](super::ops()), in a float dtype: graphs from tokens to logits without a cache.
+///
+/// # Errors
+/// Never: the graphs are what the ops take.
+pub fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
     let forms: &[(&'static str, Form)] = &[
         ("embedding", |g| Ok(g.x)),
         ("linear", |g| {
@@ -74,6 +79,7 @@ pub(super) fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
         ("mul_position", OpGraph::times_position),
         ("scale", |g| g.unary(Op::Scale { factor: -1.75 })),
         ("silu", |g| g.unary(Op::Silu)),
+        ("sigmoid", |g| g.unary(Op::Sigmoid)),
         ("gelu", |g| g.unary(Op::Gelu { approximation: GeluApproximation::None })),
         ("gelu_tanh", |g| g.unary(Op::Gelu { approximation: GeluApproximation::Tanh })),
         ("soft_cap", |g| g.unary(Op::SoftCap { cap: 0.5 })),
@@ -107,6 +113,8 @@ pub(super) fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
             // Attends everywhere but from and to token 0, whose embedding is zero.
             g.masked_attention(|g, scores| g.node(Op::Cast { to: DType::Bool }, &[scores]))
         }),
+        ("mixture_of_experts", |g| g.experts(2, true)),
+        ("mixture_of_experts_not_normalized", |g| g.experts(3, false)),
         // The lowering puts the op in: see `OpCase::last_token`.
         ("last_token", |g| Ok(g.x)),
         ("cat", |g| {
@@ -247,6 +255,17 @@ impl OpGraph {
         let op = Op::RotaryEmbedding(RotaryAttributes { inv_freq, attention_factor, interleaved });
         let x = self.node(op, &[x, self.position_ids])?;
         self.merge(x)
+    }
+
+    fn experts(&mut self, top_k: u32, normalize: bool) -> Result<ValueId> {
+        const EXPERTS: usize = 5;
+        const INTERMEDIATE: usize = 24;
+        let router = self.matrix(EXPERTS, HIDDEN);
+        let logits = self.node(Op::Linear, &[self.x, router])?;
+        let gate_up = self.matrix(EXPERTS * 2 * INTERMEDIATE, HIDDEN);
+        let down = self.matrix(EXPERTS * HIDDEN, INTERMEDIATE);
+        let attributes = ExpertAttributes { top_k, normalize };
+        self.node(Op::MixtureOfExperts(attributes), &[self.x, logits, gate_up, down])
     }
 
     fn attention(&mut self, key_heads: usize, change: fn(&mut AttentionAttributes)) -> Result<ValueId> {

@@ -166,13 +166,18 @@ pub fn truncated_caches_go_on_as_fresh_ones(backend: &Backend<'_>) -> Result<(),
         for kept in [9, 1, 0] {
             let mut session = engine.session()?;
             session.step(&first, Last)?;
-            session.cache.truncate(first.len() + 3);
-            let unchanged = session.cache.len();
-            session.cache.truncate(kept);
-            if (unchanged, session.cache.len(), session.cache.is_empty()) != (first.len(), kept, kept == 0) {
+            let unchanged = [session.cache.truncate(first.len() + 3), session.cache.len()];
+            let reached = session.cache.truncate(kept);
+            // A backend may keep less than the tokens that a window needs.
+            let fits = reached == kept || reached == 0;
+            let (length, empty) = (session.cache.len(), session.cache.is_empty());
+            if unchanged != [first.len(); 2] || !fits || (length, empty) != (reached, reached == 0) {
                 let what =
-                    format!("truncated from 15 to 18 and {kept}: {unchanged} and {}", session.cache.len());
+                    format!("truncated from 15 to 18 and {kept}: {unchanged:?}, {reached} and {length}");
                 return Err(Failure::departure(case, what));
+            }
+            if reached < kept {
+                session.step(&first[..kept], NoLogits)?;
             }
             let found = session.step(&second, Last)?;
             let mut fresh = engine.session()?;

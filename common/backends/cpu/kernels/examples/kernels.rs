@@ -179,7 +179,7 @@ fn products(pool: &ThreadPool, name: &str, elements: Elements<'_>) {
 }
 
 fn attention_time(pool: &ThreadPool, elements: Elements<'_>) {
-    let args = AttentionArgs {
+    let full = AttentionArgs {
         query_heads: 9,
         kv_heads: 3,
         head_dim: 64,
@@ -189,22 +189,43 @@ fn attention_time(pool: &ThreadPool, elements: Elements<'_>) {
         window: None,
         causal: true,
     };
-    let mut scratch = Scratch::new();
-    for (tokens, len) in [(1, 64), (1, 512), (1, 2048), (1, 8192), (512, 512), (512, 2048), (2048, 2048)] {
-        let queries = vec![0.1; tokens * HIDDEN];
-        let mut out = vec![0.0; tokens * HIDDEN];
-        let view = KvView { elements, head_stride: 8192 * 64, row_stride: 64, len };
-        let seconds = best(if tokens == 1 { 100 } else { 5 }, || {
-            let mut sequences = [AttentionSequence {
-                queries: StridedRows { data: &queries, token_stride: HIDDEN, head_stride: 64 },
-                tokens,
-                keys: view,
-                values: view,
-                mask: None,
-                out: StridedRowsMut { data: &mut out, token_stride: HIDDEN, head_stride: 64 },
-            }];
-            attention(pool, &mut scratch, &args, &mut sequences);
-        });
-        println!("attention, {tokens} queries, {len} keys: {:.1} µs a layer", seconds * 1e6);
+    let sizes = [(1, 64), (1, 512), (1, 2048), (1, 8192), (512, 512), (512, 2048), (2048, 2048)];
+    for (tokens, len) in sizes {
+        one_attention(pool, elements, &full, tokens, len, 8192);
     }
+    // A sliding window over all positions, and over a ring of those that steps of 512 tokens need.
+    let sliding = AttentionArgs { window: Some(512), ..full };
+    for (tokens, len) in [(1, 512), (1, 8192), (512, 512), (512, 8192)] {
+        for rows in [8192, 1023] {
+            one_attention(pool, elements, &sliding, tokens, len, rows);
+        }
+    }
+}
+
+/// Times one layer's attention over a cache of so many rows.
+fn one_attention(
+    pool: &ThreadPool,
+    elements: Elements<'_>,
+    args: &AttentionArgs,
+    tokens: usize,
+    len: usize,
+    rows: usize,
+) {
+    let mut scratch = Scratch::new();
+    let queries = vec![0.1; tokens * HIDDEN];
+    let mut out = vec![0.0; tokens * HIDDEN];
+    let view = KvView { elements, head_stride: rows * 64, row_stride: 64, rows, len };
+    let seconds = best(if tokens == 1 { 100 } else { 5 }, || {
+        let mut sequences = [AttentionSequence {
+            queries: StridedRows { data: &queries, token_stride: HIDDEN, head_stride: 64 },
+            tokens,
+            keys: view,
+            values: view,
+            mask: None,
+            out: StridedRowsMut { data: &mut out, token_stride: HIDDEN, head_stride: 64 },
+        }];
+        attention(pool, &mut scratch, args, &mut sequences);
+    });
+    let window = args.window.map_or_else(String::new, |window| format!(", window {window} in {rows} rows"));
+    println!("attention, {tokens} queries, {len} keys{window}: {:.1} µs a layer", seconds * 1e6);
 }

@@ -84,8 +84,8 @@ pub fn store(isa: Isa, from: &[f32], to: ElementsMut<'_>) {
     }
 }
 
-/// Writes the keys or values of one token into a cache: head `h`'s row `from[h * dim..][..dim]` becomes the elements
-/// from `h * head_stride + position * row_stride` on, as in [`KvView`](crate::KvView).
+/// Writes the keys or values of one token into a cache: head `h`'s `from[h * dim..][..dim]` becomes the elements from
+/// `h * head_stride + row * row_stride` on, as in [`KvView`](crate::KvView).
 ///
 /// # Panics
 /// If a row is not within the cache, or `from` is not whole rows.
@@ -96,11 +96,11 @@ pub fn store_kv(
     mut cache: ElementsMut<'_>,
     head_stride: usize,
     row_stride: usize,
-    position: usize,
+    row: usize,
 ) {
     assert_eq!(from.len() % dim.max(1), 0, "the rows of a token are whole");
-    for (head, row) in from.chunks_exact(dim.max(1)).enumerate() {
-        let start = head * head_stride + position * row_stride;
-        store(isa, row, cache.slice(start..start + dim));
+    for (head, from) in from.chunks_exact(dim.max(1)).enumerate() {
+        let start = head * head_stride + row * row_stride;
+        store(isa, from, cache.slice(start..start + dim));
     }
 }

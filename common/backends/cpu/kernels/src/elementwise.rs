@@ -123,6 +123,10 @@ unary! {
     silu, Silu(), |s, x| math::silu(s, x)
 }
 unary! {
+    /// `x[i] = 1 / (1 + exp(-x[i]))`, within 4 units in the last place.
+    sigmoid, Sigmoid(), |s, x| math::sigmoid(s, x)
+}
+unary! {
     /// `x[i] = ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x · sigmoid(2√(2/π) (x + 0.044715 x³))`: the same, but
     /// accurate to about 10⁻⁶ relative for negative `x` also.
     gelu_tanh, GeluTanh(), |s, x| {

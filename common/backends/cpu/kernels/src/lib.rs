@@ -30,7 +30,7 @@ pub use attention::{AttentionArgs, AttentionSequence, KvView, StridedRows, Strid
 pub use convert::{load, store, store_kv};
 pub use elements::{Elements, ElementsMut, KvElements, Matrix};
 pub use elementwise::{
-    add, add_assign, gelu_erf, gelu_tanh, mul, mul_assign, scale, silu, silu_mul, soft_cap,
+    add, add_assign, gelu_erf, gelu_tanh, mul, mul_assign, scale, sigmoid, silu, silu_mul, soft_cap,
 };
 pub use isa::Isa;
 pub use linear::{LinearJob, linear, linear_silu_mul};

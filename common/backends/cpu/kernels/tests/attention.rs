@@ -10,10 +10,12 @@ use roundhouse_cpu_kernels::{
 /// Values are below 1 in magnitude and so are their weighted means; scores of this size round in about their sixth digit.
 const TOLERANCE: f64 = 5e-6;
 
-/// Numbers of one sequence: keys and values `[kv_heads, capacity, dim + gap]`, queries `[tokens, heads, dim]`.
+/// Numbers of one sequence: keys and values `[kv_heads, rows, dim + gap]`, queries `[tokens, heads, dim]`.
 struct Case {
     tokens: usize,
     len: usize,
+    /// Rows of the keys and of the values.
+    rows: [usize; 2],
     queries: Vec<f32>,
     keys: Numbers,
     values: Numbers,
@@ -31,13 +33,16 @@ impl Case {
         len: usize,
         masked: bool,
     ) -> Self {
-        let capacity = len + 2;
+        let mut cache =
+            |dim: usize| Numbers::new(of, &random.numbers(args.kv_heads * (len + 2) * (dim + GAP), 1.0));
+        let (keys, values) = (cache(args.head_dim), cache(args.value_dim));
         Self {
             tokens,
             len,
+            rows: [len + 2; 2],
             queries: random.numbers(tokens * args.query_heads * args.head_dim, 2.0),
-            keys: Numbers::new(of, &random.numbers(args.kv_heads * capacity * (args.head_dim + GAP), 1.0)),
-            values: Numbers::new(of, &random.numbers(args.kv_heads * capacity * (args.value_dim + GAP), 1.0)),
+            keys,
+            values,
             mask: masked.then(|| {
                 let hide = |random: &mut Random| random.bits().is_multiple_of(4);
                 (0..tokens * len)
@@ -47,12 +52,38 @@ impl Case {
         }
     }
 
-    fn view<'a>(&self, numbers: &'a Numbers, dim: usize) -> KvView<'a> {
+    /// With rings of so many rows for keys and values; what no query sees is not a number.
+    fn with_rings(
+        random: &mut Random,
+        args: &AttentionArgs,
+        of: Type,
+        tokens: usize,
+        len: usize,
+        rows: [usize; 2],
+    ) -> Self {
+        let first_seen = (len - tokens + 1).saturating_sub(args.window.unwrap_or(usize::MAX));
+        let mut ring = |rows: usize, dim: usize| {
+            let mut numbers = vec![f32::NAN; args.kv_heads * rows * (dim + GAP)];
+            for head in 0..args.kv_heads {
+                for position in first_seen..len {
+                    let start = (head * rows + position % rows) * (dim + GAP);
+                    numbers[start..start + dim].copy_from_slice(&random.numbers(dim, 1.0));
+                }
+            }
+            Numbers::new(of, &numbers)
+        };
+        let (keys, values) = (ring(rows[0], args.head_dim), ring(rows[1], args.value_dim));
+        let queries = random.numbers(tokens * args.query_heads * args.head_dim, 2.0);
+        Self { tokens, len, rows, queries, keys, values, mask: None }
+    }
+
+    fn view<'a>(&self, numbers: &'a Numbers, dim: usize, rows: usize) -> KvView<'a> {
         let row_stride = dim + GAP;
         KvView {
             elements: numbers.elements(),
-            head_stride: (self.len + 2) * row_stride,
+            head_stride: rows * row_stride,
             row_stride,
+            rows,
             len: self.len,
         }
     }
@@ -65,8 +96,8 @@ impl Case {
                 head_stride: args.head_dim,
             },
             tokens: self.tokens,
-            keys: self.view(&self.keys, args.head_dim),
-            values: self.view(&self.values, args.value_dim),
+            keys: self.view(&self.keys, args.head_dim, self.rows[0]),
+            values: self.view(&self.values, args.value_dim, self.rows[1]),
             mask: self.mask.as_deref(),
             out: StridedRowsMut {
                 data: out,
@@ -81,14 +112,14 @@ impl Case {
         let kv_head = h / (args.query_heads / args.kv_heads);
         let query = &self.queries[(t * args.query_heads + h) * args.head_dim..][..args.head_dim];
         let position = t as i64 + self.len as i64 - self.tokens as i64;
-        let start = |j: usize, dim: usize| (kv_head * (self.len + 2) + j) * (dim + GAP);
+        let start = |j: usize, dim: usize, rows: usize| (kv_head * rows + j % rows) * (dim + GAP);
         let score = |j: usize| {
             let sees = (!args.causal || j as i64 <= position)
                 && args.window.is_none_or(|window| position - (j as i64) < window as i64);
             if !sees {
                 return f64::NEG_INFINITY;
             }
-            let from = start(j, args.head_dim);
+            let from = start(j, args.head_dim, self.rows[0]);
             let product: f64 =
                 query.iter().enumerate().map(|(d, &q)| f64::from(q) * self.keys.at(from + d)).sum();
             let score = product * f64::from(args.scale);
@@ -105,7 +136,8 @@ impl Case {
                 let weighted: f64 = weights
                     .iter()
                     .enumerate()
-                    .map(|(j, w)| w * self.values.at(start(j, args.value_dim) + d))
+                    .filter(|(_, weight)| **weight > 0.0)
+                    .map(|(j, w)| w * self.values.at(start(j, args.value_dim, self.rows[1]) + d))
                     .sum();
                 if sum > 0.0 { weighted / sum } else { 0.0 }
             })
@@ -192,6 +224,61 @@ fn a_window_hides_what_is_too_far_back() {
             check(&args, &[2], &ragged(&args, Type::F16, false));
         }
     }
+}
+
+/// `window` keys and few enough rows that the checks are quick.
+const fn windowed(window: usize) -> AttentionArgs {
+    AttentionArgs { head_dim: 24, value_dim: 20, window: Some(window), ..PLAIN }
+}
+
+#[test]
+fn a_ring_is_read_through_its_end_wherever_that_is() {
+    let mut random = Random::new(11);
+    // Decode steps and chunks; rings that hold just what is seen, and some that hold more.
+    for (window, tokens, more) in
+        [(1, 1, 0), (5, 1, 0), (5, 2, 3), (6, 9, 0), (64, 1, 0), (70, 2, 1), (20, 50, 0), (100, 40, 7)]
+    {
+        let args = windowed(window);
+        let rows = window + tokens - 1 + more;
+        let cases: Vec<Case> = (rows..=2 * rows)
+            .map(|len| Case::with_rings(&mut random, &args, Type::F16, tokens, len, [rows; 2]))
+            .collect();
+        check(&args, &[1, 3], &cases);
+    }
+}
+
+#[test]
+fn a_ring_of_every_type_many_times_around() {
+    let mut random = Random::new(12);
+    let args = AttentionArgs { soft_cap: Some(1.5), ..windowed(130) };
+    for of in TYPES {
+        let cases: Vec<Case> = [(1, 12_345), (2, 9_999), (70, 4_321), (70, 70), (1, 1)]
+            .into_iter()
+            .map(|(tokens, len)| Case::with_rings(&mut random, &args, of, tokens, len, [199; 2]))
+            .collect();
+        check(&args, &[1, 2], &cases);
+    }
+}
+
+#[test]
+fn keys_and_values_wrap_each_at_their_own_end() {
+    let mut random = Random::new(13);
+    let args = windowed(33);
+    for (tokens, len) in [(1, 150), (2, 151), (30, 190)] {
+        for rows in [[70, 400], [400, 70], [62, 63]] {
+            check(&args, &[2], &[Case::with_rings(&mut random, &args, Type::Bf16, tokens, len, rows)]);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a ring holds every position that is seen")]
+fn a_ring_without_what_is_seen_is_a_callers_error() {
+    let args = windowed(10);
+    let case = Case::with_rings(&mut Random::new(14), &args, Type::F32, 4, 100, [12; 2]);
+    let mut out = vec![0.0; 4 * args.query_heads * args.value_dim];
+    let pool = ThreadPool::new(1);
+    attention(&pool, &mut Scratch::new(), &args, &mut [case.sequence(&args, &mut out)]);
 }
 
 #[test]

@@ -161,6 +161,7 @@ fn strided<'a>(values: &'a [f32], layout: &Layout, len: usize) -> KvView<'a> {
         elements: Elements::F32(values.get(layout.offset..).unwrap_or(&[])),
         head_stride: layout.strides()[1],
         row_stride: layout.strides()[2],
+        rows: layout.dims()[2],
         len,
     }
 }
@@ -171,12 +172,13 @@ fn head_of(view: KvView<'_>, head: usize) -> KvView<'_> {
     KvView { elements: view.elements.slice(start..view.elements.len()), ..view }
 }
 
-/// The first `len` positions of a cache tensor.
+/// The positions of a sequence of `len` that a cache tensor holds.
 fn kv_view(tensor: &CacheTensor, len: usize) -> KvView<'_> {
     KvView {
         elements: tensor.elements(),
-        head_stride: tensor.length * tensor.head_dim,
+        head_stride: tensor.rows * tensor.head_dim,
         row_stride: tensor.head_dim,
+        rows: tensor.rows,
         len,
     }
 }

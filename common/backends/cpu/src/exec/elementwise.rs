@@ -83,6 +83,7 @@ impl Executor {
             match function {
                 Function::Scale(factor) => kernels::scale(isa, x, factor),
                 Function::Silu => kernels::silu(isa, x),
+                Function::Sigmoid => kernels::sigmoid(isa, x),
                 Function::Gelu(GeluApproximation::None) => kernels::gelu_erf(isa, x),
                 Function::Gelu(GeluApproximation::Tanh) => kernels::gelu_tanh(isa, x),
                 Function::SoftCap(cap) => kernels::soft_cap(isa, x, cap),

@@ -5,6 +5,7 @@ use std::ops::Range;
 use roundhouse_backend::BackendError;
 use roundhouse_cpu_kernels::Scratch;
 
+use super::experts::ExpertMemory;
 use crate::plan::{BufferId, Layout, Plan, Root, Sizes, View};
 
 /// The memory of a step: it grows to what the largest one needed and is used again by the next.
@@ -21,6 +22,7 @@ pub(crate) struct Workspace {
     pub(super) logits_rows: Vec<Range<usize>>,
     /// What a mask adds to the scores of one head.
     pub(super) mask: Vec<f32>,
+    pub(super) experts: ExpertMemory,
     /// Working memory of the kernels.
     pub(super) scratch: Scratch,
 }
@@ -57,7 +59,8 @@ impl Workspace {
         let floats: usize = self.slots.iter().map(Vec::capacity).sum();
         let tables: usize = self.tables.iter().map(|(cos, sin)| cos.capacity() + sin.capacity()).sum();
         let integers: usize = self.integers.iter().map(Vec::len).sum();
-        (floats + tables + self.mask.capacity()) * size_of::<f32>() + integers * size_of::<i64>()
+        (floats + tables + self.mask.capacity() + self.experts.floats()) * size_of::<f32>()
+            + integers * size_of::<i64>()
     }
 
     /// All bytes that it holds.

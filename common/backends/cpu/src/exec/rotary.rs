@@ -60,13 +60,13 @@ impl Executor {
         for active in batch {
             let (past, new) = (active.past, active.tokens.len());
             let Some(tensor) = active.cache.tensors_mut().get_mut(tensor) else { continue };
-            let (heads, length, width) = (tensor.heads, tensor.length, tensor.head_dim);
+            let (heads, rows, width) = (tensor.heads, tensor.rows, tensor.head_dim);
             let mut elements = tensor.elements_mut();
             for head in 0..heads {
-                for row in 0..new {
+                for index in 0..new {
                     let start =
-                        layout.offset + head * layout.strides()[1] + (token + row) * layout.strides()[2];
-                    let place = (head * length + past + row) * width;
+                        layout.offset + head * layout.strides()[1] + (token + index) * layout.strides()[2];
+                    let place = (head * rows + (past + index) % rows) * width;
                     kernels::store(isa, &from[start..start + width], elements.slice(place..place + width));
                 }
             }

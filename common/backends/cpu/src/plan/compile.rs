@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod experts;
 mod layout;
 mod linear;
 
@@ -12,6 +13,7 @@ use roundhouse_engine::CacheKind;
 use roundhouse_graph::{DType, Graph, Node, Op, Origin, Shape, SymbolId, Value, ValueId, infer};
 
 use super::group::{Group, Groups};
+use super::ring::assign_rings;
 use super::signature::{Role, Signature};
 use super::size::{SizeId, SizeTable, Sizes};
 use super::slots::assign_slots;
@@ -169,7 +171,9 @@ impl Compiler<'_> {
             Op::Linear => Err(unsupported("a linear outside of a group")),
             Op::MatMul { transpose_b } => self.matmul(node, *transpose_b),
             Op::Add | Op::Mul | Op::SiluMul => self.binary(node),
-            Op::Scale { .. } | Op::Silu | Op::Gelu { .. } | Op::SoftCap { .. } => self.map(node),
+            Op::Scale { .. } | Op::Silu | Op::Sigmoid | Op::Gelu { .. } | Op::SoftCap { .. } => {
+                self.map(node)
+            }
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(node),
             Op::Softmax { axis } => self.softmax(node, *axis),
             Op::RotaryEmbedding(attributes) => self.rotary(node, attributes),
@@ -182,10 +186,12 @@ impl Compiler<'_> {
             Op::Transpose { permutation } => self.transpose(node, permutation),
             Op::Gather { axis } => self.gather(node, *axis),
             Op::Cast { to } => self.cast(node, *to),
+            Op::MixtureOfExperts(attributes) => self.experts(node, *attributes),
+            Op::QuantizedLinear(_) => Err(unsupported(node.op.name())),
         }
     }
 
-    fn finish(mut self, signature: Signature, limits: StepLimits) -> Result<Plan, BackendError> {
+    fn finish(mut self, mut signature: Signature, limits: StepLimits) -> Result<Plan, BackendError> {
         let logits = self.view(signature.logits)?;
         let logits = self.contiguous(&logits);
         if let Some((_, id)) = self.cache_outputs.first() {
@@ -196,6 +202,7 @@ impl Compiler<'_> {
             Root::Buffer(id) => vec![id.0],
             _ => return Err(unsupported("logits that are not computed")),
         };
+        assign_rings(&mut signature, &self.steps, limits);
         let mut plan = Plan {
             signature,
             steps: self.steps,

@@ -102,11 +102,17 @@ fn node_kind(graph: &Graph, node: &Node, inputs: &[Kind]) -> Option<Kind> {
     };
     let axis = match &node.op {
         Op::Embedding => tokens(0).filter(|_| tokens(1).is_none()).map(Some)?,
-        Op::Linear => row_axis(tokens(0), rank(0), inputs[1..].iter().all(|kind| *kind == Kind::Constant))?,
+        Op::Linear | Op::QuantizedLinear(_) => {
+            row_axis(tokens(0), rank(0), inputs[1..].iter().all(|kind| *kind == Kind::Constant))?
+        }
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => row_axis(tokens(0), rank(0), true)?,
         Op::Softmax { axis } => tokens(0).is_none_or(|tokens| tokens != *axis).then(|| tokens(0))?,
         Op::RotaryEmbedding(_) => (tokens(0) == Some(2) && tokens(1) == Some(1)).then_some(Some(2))?,
-        Op::Scale { .. } | Op::Silu | Op::Gelu { .. } | Op::SoftCap { .. } => tokens(0),
+        Op::MixtureOfExperts(_) => {
+            let weights = inputs[2..].iter().all(|kind| *kind == Kind::Constant);
+            (tokens(0) == Some(1) && tokens(1) == Some(1) && weights).then_some(Some(1))?
+        }
+        Op::Scale { .. } | Op::Silu | Op::Sigmoid | Op::Gelu { .. } | Op::SoftCap { .. } => tokens(0),
         Op::Add | Op::Mul | Op::SiluMul => {
             let output = rank(0).max(rank(1));
             let aligned = |index: usize| tokens(index).map(|axis| axis + output - rank(index));

@@ -1,9 +1,12 @@
 //! What a graph takes and gives: which input plays which role, by the names that the cache passes give them.
 
+use std::collections::BTreeMap;
+
 use roundhouse_backend::BackendError;
-use roundhouse_engine::CacheKind;
+use roundhouse_engine::{CacheKind, KvRing};
 use roundhouse_graph::{DType, Dim, Graph, Origin, SymbolId, Value, ValueId};
 
+use super::Ring;
 use crate::error::unsupported;
 
 /// What an input is for.
@@ -35,6 +38,8 @@ pub(crate) struct CacheShape {
     /// The longest it can be.
     pub(crate) length: usize,
     pub(crate) head_dim: usize,
+    /// Where it holds only the last positions. Known once the graph is compiled.
+    pub(crate) ring: Option<Ring>,
 }
 
 /// What a graph takes and gives.
@@ -143,7 +148,18 @@ impl Signature {
         if self.mode == CacheKind::None {
             return size_of::<u32>() as u64;
         }
-        self.cache.iter().map(|shape| (shape.dtype.size() * shape.heads * shape.head_dim) as u64).sum()
+        self.cache.iter().map(|shape| shape.row_bytes() as u64).sum()
+    }
+
+    /// The tensors that stop growing, those of equally many rows together.
+    pub(crate) fn kv_rings(&self) -> Vec<KvRing> {
+        let mut rings = BTreeMap::new();
+        for shape in &self.cache {
+            if let Some(ring) = shape.ring {
+                *rings.entry(ring.rows as u64).or_default() += shape.row_bytes() as u64;
+            }
+        }
+        rings.into_iter().map(|(tokens, bytes_per_token)| KvRing { tokens, bytes_per_token }).collect()
     }
 }
 
@@ -157,7 +173,7 @@ fn cache_shape(value: &Value) -> Result<CacheShape, BackendError> {
     };
     match (fixed(heads), fixed(length), fixed(head_dim)) {
         (Some(heads), Some(length), Some(head_dim)) if value.dtype.is_float() => {
-            Ok(CacheShape { dtype: value.dtype, heads, length, head_dim })
+            Ok(CacheShape { dtype: value.dtype, heads, length, head_dim, ring: None })
         }
         _ => Err(unsupported(format!("the cache {:?}: no float tensor of fixed size", value.name))),
     }

@@ -1,6 +1,6 @@
 //! The steps of a plan.
 
-use roundhouse_graph::{AttentionAttributes, GeluApproximation, RotaryAttributes};
+use roundhouse_graph::{AttentionAttributes, ExpertAttributes, GeluApproximation, RotaryAttributes};
 
 use super::view::{BufferId, Root, View};
 
@@ -28,6 +28,8 @@ pub(crate) enum Step {
     Linear { x: View, parts: Vec<LinearPart> },
     /// `silu(x · gateᵀ) · (x · upᵀ)`.
     LinearSiluMul { x: View, gate: WeightId, up: WeightId, to: BufferId },
+    /// The chosen experts of each token.
+    Experts(Box<Experts>),
     /// `a […, M, K] · b […, K, N]`.
     MatMul { a: View, b: View, to: View },
     /// Elementwise of two, all views of one shape.
@@ -65,6 +67,17 @@ pub(crate) struct LinearPart {
     pub(crate) accumulate: bool,
 }
 
+/// A [`Step::Experts`]: contiguous activations `[…, H]` and `[…, E]`, weights as in the op.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    pub(crate) x: View,
+    pub(crate) router_logits: View,
+    pub(crate) gate_up: WeightId,
+    pub(crate) down: WeightId,
+    pub(crate) attributes: ExpertAttributes,
+    pub(crate) to: BufferId,
+}
+
 /// What [`Step::Binary`] computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BinaryOp {
@@ -81,6 +94,7 @@ pub(crate) enum BinaryOp {
 pub(crate) enum Function {
     Scale(f32),
     Silu,
+    Sigmoid,
     Gelu(GeluApproximation),
     SoftCap(f32),
     /// 1 where not zero.
@@ -166,6 +180,10 @@ impl Step {
             Self::LinearSiluMul { x, to, .. } => {
                 view(x);
                 visit(*to);
+            }
+            Self::Experts(experts) => {
+                [&experts.x, &experts.router_logits].into_iter().for_each(view);
+                visit(experts.to);
             }
             Self::MatMul { a, b, to } => [a, b, to].into_iter().for_each(view),
             Self::Binary { a, b, to, .. } => a.iter().chain([b, to]).for_each(view),

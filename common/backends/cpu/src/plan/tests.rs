@@ -2,7 +2,7 @@
 
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_engine::{BackendKind, ComputeCapabilities, EngineOptions, Precision};
-use roundhouse_graph::{AttentionAttributes, DType, Dim, Op, ValueId, WeightExpr};
+use roundhouse_graph::{AttentionAttributes, DType, Dim, Op, Rewriter, ValueId, WeightExpr};
 
 use super::*;
 use crate::exec::Workspace;
@@ -40,6 +40,7 @@ fn steps(plan: &Plan) -> Vec<&'static str> {
             _ => "linear",
         },
         Step::LinearSiluMul { .. } => "linear_silu_mul",
+        Step::Experts(_) => "experts",
         Step::MatMul { .. } => "matmul",
         Step::Binary { a: None, .. } => "binary=",
         Step::Binary { .. } => "binary",
@@ -105,6 +106,44 @@ fn the_planned_workspace_is_what_the_largest_step_takes() {
             assert_eq!((workspace.activation_bytes() + tables) as u64, planned, "{} {cache}", model.name);
         }
     }
+}
+
+/// The rows of each cache tensor.
+fn rows(plan: &Plan) -> Vec<usize> {
+    plan.signature.cache.iter().map(|shape| shape.rows(shape.length)).collect()
+}
+
+#[test]
+fn only_caches_that_windows_alone_read_become_rings() {
+    let options = EngineOptions { max_seq_len: 2000, ..OPTIONS };
+    let model = TinyModel { num_hidden_layers: 3, max_position_embeddings: 2000, ..TinyModel::mistral() };
+    let graph = lowered(&model, &options);
+    let plan = self::plan(&graph, &options).unwrap();
+    assert_eq!(rows(&plan), [516, 516, 2000, 2000, 516, 516]);
+    let per_token = plan.signature.kv_bytes_per_token();
+    let [ring] = plan.signature.kv_rings()[..] else { panic!("not one ring") };
+    assert_eq!((ring.tokens, ring.bytes_per_token), (516, per_token / 3 * 2));
+
+    // Without causality a window is no bound, and every width has a ring of its own.
+    let mut rewriter = Rewriter::new(graph.clone());
+    let mut attentions =
+        rewriter.nodes_where(|node| matches!(node.op, Op::ScaledDotProductAttention(_))).into_iter();
+    for (causal, window) in [(false, Some(5)), (true, Some(9)), (true, Some(30))] {
+        let id = attentions.next().unwrap();
+        let Op::ScaledDotProductAttention(mut attributes) = rewriter.node(id).op.clone() else { continue };
+        (attributes.causal, attributes.window) = (causal, window);
+        rewriter.set_op(id, Op::ScaledDotProductAttention(attributes)).unwrap();
+    }
+    let plan = self::plan(&rewriter.finish().unwrap(), &options).unwrap();
+    assert_eq!(rows(&plan), [2000, 2000, 520, 520, 541, 541]);
+    let rings = plan.signature.kv_rings();
+    assert_eq!(rings.iter().map(|ring| ring.tokens).collect::<Vec<_>>(), [520, 541]);
+
+    // A window that everything fits in saves nothing, and the caches of the other kinds have fixed shapes.
+    let short = EngineOptions { max_seq_len: 516, ..options };
+    assert_eq!(rows(&self::plan(&lowered(&model, &short), &short).unwrap()), [516; 6]);
+    let fixed = EngineOptions { cache: CacheKind::StaticV2, ..options };
+    assert_eq!(rows(&self::plan(&lowered(&model, &fixed), &fixed).unwrap()), [2000; 6]);
 }
 
 #[test]

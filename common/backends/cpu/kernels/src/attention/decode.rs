@@ -148,41 +148,52 @@ fn accumulate<'m>(
         }
     }
     sums[..rows * args.value_dim].fill(0.0);
-    macro_rules! run {
-        ($key_cache:expr, $value_cache:expr) => {
-            isa.dispatch(Accumulate {
-                args,
-                sequence,
-                key_cache: head_of($key_cache, kv_head * sequence.keys.head_stride),
-                value_cache: head_of($value_cache, kv_head * sequence.values.head_stride),
-                keys,
-                queries,
-                scores,
-                sums,
-            })
+    let mut states = [RowState::EMPTY; DECODE_ROWS];
+    for span in sequence.spans(keys) {
+        let key_start = kv_head * sequence.keys.head_stride + span.key_row * sequence.keys.row_stride;
+        let value_start = kv_head * sequence.values.head_stride + span.value_row * sequence.values.row_stride;
+        macro_rules! run {
+            ($key_cache:expr, $value_cache:expr) => {
+                isa.dispatch(Accumulate {
+                    args,
+                    sequence,
+                    key_cache: elements_from($key_cache, key_start),
+                    value_cache: elements_from($value_cache, value_start),
+                    keys: span.keys,
+                    states,
+                    queries: &*queries,
+                    scores: &mut *scores,
+                    sums: &mut *sums,
+                })
+            };
+        }
+        states = match (sequence.keys.elements, sequence.values.elements) {
+            (Elements::F32(key_cache), Elements::F32(values)) => run!(key_cache, values),
+            (Elements::F16(key_cache), Elements::F16(values)) => run!(key_cache, values),
+            (Elements::Bf16(key_cache), Elements::Bf16(values)) => run!(key_cache, values),
+            // The types are the same, as was checked when the sequence came in.
+            _ => states,
         };
     }
-    let states = match (sequence.keys.elements, sequence.values.elements) {
-        (Elements::F32(key_cache), Elements::F32(values)) => run!(key_cache, values),
-        (Elements::F16(key_cache), Elements::F16(values)) => run!(key_cache, values),
-        (Elements::Bf16(key_cache), Elements::Bf16(values)) => run!(key_cache, values),
-        // The types are the same, as was checked when the sequence came in.
-        _ => [RowState::EMPTY; DECODE_ROWS],
-    };
     (states, sums)
 }
 
-/// The elements of a cache from a head's start on: none if there are no positions, and so no elements.
-pub(super) fn head_of<E>(cache: &[E], start: usize) -> &[E] {
+/// The elements of a cache from the start of a head or row on: none if there are no positions, and so no elements.
+pub(super) fn elements_from<E>(cache: &[E], start: usize) -> &[E] {
     cache.get(start..).unwrap_or_default()
 }
 
 struct Accumulate<'a, E> {
     args: &'a AttentionArgs,
     sequence: &'a Sequence<'a>,
+    /// From the first of the keys on.
     key_cache: &'a [E],
+    /// From the first one's value on.
     value_cache: &'a [E],
+    /// Positions whose rows follow each other.
     keys: Range<usize>,
+    /// Of the keys before these.
+    states: [RowState; DECODE_ROWS],
     /// Scaled, `[rows, head_dim]`.
     queries: &'a [f32],
     /// `[rows, KEYS]`.
@@ -198,10 +209,10 @@ impl<E: Element> Kernel for Accumulate<'_, E> {
     fn run<S: Simd>(mut self, s: S) -> Self::Output {
         let Self { args, sequence, .. } = self;
         let rows = sequence.tokens * args.group();
-        let mut states = [RowState::EMPTY; DECODE_ROWS];
+        let mut states = self.states;
         let mut factors = [1.0; DECODE_ROWS];
-        for first in self.keys.clone().step_by(KEYS) {
-            let n = KEYS.min(self.keys.end - first);
+        for first in (0..self.keys.len()).step_by(KEYS) {
+            let n = KEYS.min(self.keys.len() - first);
             for row in (0..rows).step_by(4) {
                 match rows - row {
                     1 => self.score::<S, 1>(s, row, first, n),
@@ -211,8 +222,9 @@ impl<E: Element> Kernel for Accumulate<'_, E> {
                 }
             }
             for row in 0..rows {
-                let scores = &mut self.scores[row * KEYS..row * KEYS + n];
-                sequence.scores_of(args, row / args.group()).finish_scores(s, first, scores);
+                let (position, scores) =
+                    (self.keys.start + first, &mut self.scores[row * KEYS..row * KEYS + n]);
+                sequence.scores_of(args, row / args.group()).finish_scores(s, position, scores);
                 factors[row] = states[row].take(s, scores);
             }
             for row in (0..rows).step_by(4) {
@@ -229,7 +241,7 @@ impl<E: Element> Kernel for Accumulate<'_, E> {
 }
 
 impl<E: Element> Accumulate<'_, E> {
-    /// Inner products of `M` queries with `n` keys from `first` on.
+    /// Inner products of `M` queries with `n` of the keys from number `first` on.
     #[inline(always)]
     fn score<S: Simd, const M: usize>(&mut self, s: S, row: usize, first: usize, n: usize) {
         let (dim, stride) = (self.args.head_dim, self.sequence.keys.row_stride);
@@ -258,8 +270,8 @@ impl<E: Element> Accumulate<'_, E> {
         }
     }
 
-    /// Adds the values of `n` keys from `first` on, weighted by their scores, to the sums of `R` rows, which are multiplied by
-    /// their factors before.
+    /// Adds the values of `n` of the keys from number `first` on, weighted by their scores, to the sums of `R` rows, which
+    /// are multiplied by their factors before.
     #[inline(always)]
     fn weigh<S: Simd, const R: usize>(
         &mut self,

@@ -35,15 +35,18 @@ pub struct AttentionArgs {
 }
 
 /// The keys or values of one sequence: dimension `d` of position `j` of head `h` is element
-/// `h * head_stride + j * row_stride + d`.
+/// `h * head_stride + (j % rows) * row_stride + d`. With fewer rows than positions they are a ring, which holds the
+/// last `rows` of them.
 #[derive(Debug, Clone, Copy)]
 pub struct KvView<'a> {
     /// The cache, from the sequence's first element on.
     pub elements: KvElements<'a>,
     /// Distance of heads, in elements.
     pub head_stride: usize,
-    /// Distance of positions, in elements.
+    /// Distance of rows, in elements.
     pub row_stride: usize,
+    /// How many rows there are: at least as many positions as any query sees up to `len`.
+    pub rows: usize,
     /// How many positions there are, those of the queries included.
     pub len: usize,
 }
@@ -78,9 +81,9 @@ pub struct AttentionSequence<'a> {
     pub queries: StridedRows<'a>,
     /// How many queries there are.
     pub tokens: usize,
-    /// Keys, `[kv_heads, len, head_dim]`.
+    /// Keys, `[kv_heads, rows, head_dim]`.
     pub keys: KvView<'a>,
-    /// Values, `[kv_heads, len, value_dim]`.
+    /// Values, `[kv_heads, rows, value_dim]`.
     pub values: KvView<'a>,
     /// `[tokens, len]`, added to the scores of every head; negative infinity hides a key.
     pub mask: Option<&'a [f32]>,
@@ -95,7 +98,7 @@ pub struct AttentionSequence<'a> {
 ///
 /// # Panics
 /// If `query_heads` is not a multiple of `kv_heads`, the keys and values of a sequence differ in length or type, a slice is
-/// shorter than its shape says, or rows of an output overlap.
+/// shorter than its shape says, a query sees a position that a ring no longer holds, or rows of an output overlap.
 pub fn attention(
     pool: &ThreadPool,
     scratch: &mut Scratch,

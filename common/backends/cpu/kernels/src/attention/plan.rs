@@ -45,10 +45,13 @@ impl<'a> Sequence<'a> {
         };
         let query_end = end(tokens, queries.token_stride, heads, queries.head_stride, args.head_dim);
         assert!(queries.data.len() >= query_end, "the queries are as many as the shape says");
-        let key_end = end(keys.len, keys.row_stride, args.kv_heads, keys.head_stride, args.head_dim);
-        assert!(keys.elements.len() >= key_end, "the keys are as many as the shape says");
-        let value_end = end(values.len, values.row_stride, args.kv_heads, values.head_stride, args.value_dim);
-        assert!(values.elements.len() >= value_end, "the values are as many as the shape says");
+        let first_seen = args.visible_to_any(0..tokens, tokens, keys.len).start;
+        for (view, dim) in [(&*keys, args.head_dim), (&*values, args.value_dim)] {
+            let used = view.len.min(view.rows);
+            let view_end = end(used, view.row_stride, args.kv_heads, view.head_stride, dim);
+            assert!(view.elements.len() >= view_end, "keys and values are as many as the shape says");
+            assert!(tokens == 0 || view.len - used <= first_seen, "a ring holds every position that is seen");
+        }
         assert!(mask.is_none_or(|mask| mask.len() == tokens * keys.len), "the mask is [tokens, len]");
         let out_end = end(tokens, out.token_stride, heads, out.head_stride, args.value_dim);
         assert!(out.data.len() >= out_end, "the result has room for every query");
@@ -84,6 +87,22 @@ impl<'a> Sequence<'a> {
         Query { args, t, tokens: self.tokens, len: self.keys.len, mask: self.mask }
     }
 
+    /// Cuts `keys` where the keys or the values come to the end of their rows.
+    pub(super) fn spans(&self, keys: Range<usize>) -> impl Iterator<Item = Span> {
+        let (key_rows, value_rows) = (self.keys.rows, self.values.rows);
+        let mut first = keys.start;
+        std::iter::from_fn(move || {
+            if first >= keys.end {
+                return None;
+            }
+            // There are rows, or no position could be seen.
+            let (key_row, value_row) = (first % key_rows, first % value_rows);
+            let n = (keys.end - first).min(key_rows - key_row).min(value_rows - value_row);
+            first += n;
+            Some(Span { keys: first - n..first, key_row, value_row })
+        })
+    }
+
     /// The place of a result.
     ///
     /// # Safety
@@ -93,6 +112,16 @@ impl<'a> Sequence<'a> {
         // SAFETY: rows of different tokens and heads do not overlap, as `new` checked.
         unsafe { self.out.slice(start..start + args.value_dim) }
     }
+}
+
+/// Some of a sequence's keys, whose rows follow each other in memory, as do those of their values.
+pub(super) struct Span {
+    /// Their positions.
+    pub(super) keys: Range<usize>,
+    /// The row of the first key.
+    pub(super) key_row: usize,
+    /// The row of the first value.
+    pub(super) value_row: usize,
 }
 
 /// What one worker does without the others.

@@ -8,7 +8,7 @@ use crate::linear::{pack_transposed, tile};
 use crate::simd::{Element, Simd};
 
 use super::AttentionArgs;
-use super::decode::{add_scaled, head_of};
+use super::decode::{add_scaled, elements_from};
 use super::online::RowState;
 use super::plan::Sequence;
 
@@ -43,8 +43,8 @@ pub(super) unsafe fn run(
                 args,
                 sequence,
                 kv_head,
-                key_cache: head_of($key_cache, kv_head * sequence.keys.head_stride),
-                value_cache: head_of($value_cache, kv_head * sequence.values.head_stride),
+                key_cache: elements_from($key_cache, kv_head * sequence.keys.head_stride),
+                value_cache: elements_from($value_cache, kv_head * sequence.values.head_stride),
                 queries,
                 memory,
             })
@@ -103,24 +103,30 @@ impl<E: Element> Kernel for Queries<'_, E> {
 
         let len = sequence.keys.len;
         let seen = args.visible_to_any(self.queries.clone(), sequence.tokens, len);
-        for first in seen.clone().step_by(KEYS) {
-            let block = first..(first + KEYS).min(seen.end);
-            let stride = sequence.keys.row_stride;
-            let from = &self.key_cache[first * stride..(block.end - 1) * stride + args.head_dim];
-            // SAFETY: the slice holds the keys of the block, and the memory a vector of KEYS for every dimension.
-            unsafe {
-                let to = memory.keys.as_mut_ptr();
-                pack_transposed(s, from.as_ptr(), stride, block.len(), args.head_dim, to, KEYS);
-            }
-            for row in (0..rows).step_by(S::TILE_ROWS) {
-                let last = (row + S::TILE_ROWS).min(rows) - 1;
-                let tokens = self.token(row)..self.token(last) + 1;
-                let tile_sees = args.visible_to_any(tokens, sequence.tokens, len);
-                if tile_sees.start < block.end && block.start < tile_sees.end {
-                    match S::TILE_ROWS {
-                        14 => self.tile::<S, 14>(s, &mut memory, row, rows, block.clone()),
-                        6 => self.tile::<S, 6>(s, &mut memory, row, rows, block.clone()),
-                        _ => self.tile::<S, 2>(s, &mut memory, row, rows, block.clone()),
+        let (key_stride, value_stride) = (sequence.keys.row_stride, sequence.values.row_stride);
+        for span in sequence.spans(seen) {
+            let key_cache = elements_from(self.key_cache, span.key_row * key_stride);
+            let value_cache = elements_from(self.value_cache, span.value_row * value_stride);
+            for first in span.keys.clone().step_by(KEYS) {
+                let (block, start) = (first..(first + KEYS).min(span.keys.end), first - span.keys.start);
+                let last = start + block.len() - 1;
+                let from = &key_cache[start * key_stride..last * key_stride + args.head_dim];
+                let values = &value_cache[start * value_stride..last * value_stride + args.value_dim];
+                // SAFETY: the slice holds the keys of the block, and the memory a vector of KEYS for every dimension.
+                unsafe {
+                    let to = memory.keys.as_mut_ptr();
+                    pack_transposed(s, from.as_ptr(), key_stride, block.len(), args.head_dim, to, KEYS);
+                }
+                for row in (0..rows).step_by(S::TILE_ROWS) {
+                    let last = (row + S::TILE_ROWS).min(rows) - 1;
+                    let tokens = self.token(row)..self.token(last) + 1;
+                    let tile_sees = args.visible_to_any(tokens, sequence.tokens, len);
+                    if tile_sees.start < block.end && block.start < tile_sees.end {
+                        match S::TILE_ROWS {
+                            14 => self.tile::<S, 14>(s, &mut memory, row, rows, block.clone(), values),
+                            6 => self.tile::<S, 6>(s, &mut memory, row, rows, block.clone(), values),
+                            _ => self.tile::<S, 2>(s, &mut memory, row, rows, block.clone(), values),
+                        }
                     }
                 }
             }
@@ -161,7 +167,7 @@ impl<E: Element> Queries<'_, E> {
         }
     }
 
-    /// A tile of rows from `row` on with a block of keys.
+    /// A tile of rows from `row` on with a block of keys, which is packed, and its values.
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(
         &self,
@@ -170,6 +176,7 @@ impl<E: Element> Queries<'_, E> {
         row: usize,
         rows: usize,
         block: Range<usize>,
+        values: &[E],
     ) {
         let (args, sequence, n) = (self.args, self.sequence, block.len());
         let (dim, value_dim) = (args.head_dim, args.value_dim);
@@ -201,7 +208,6 @@ impl<E: Element> Queries<'_, E> {
             kept.copy_from_slice(&[state.max, state.sum]);
         }
         let stride = sequence.values.row_stride;
-        let values = &self.value_cache[block.start * stride..(block.end - 1) * stride + value_dim];
         let sums = &mut memory.sums[row * value_dim..(row + R) * value_dim];
         for column in (0..value_dim).step_by(2 * S::LANES) {
             let width = (value_dim - column).min(2 * S::LANES);

@@ -47,6 +47,7 @@ impl Compiler<'_> {
             Op::Scale { factor } => Function::Scale(factor),
             Op::Gelu { approximation } => Function::Gelu(approximation),
             Op::SoftCap { cap } => Function::SoftCap(cap),
+            Op::Sigmoid => Function::Sigmoid,
             _ => Function::Silu,
         };
         let x = self.view(node.inputs[0])?;

@@ -103,7 +103,7 @@ impl Compiler<'_> {
     }
 }
 
-fn buffer_of(view: &View) -> Result<BufferId, BackendError> {
+pub(super) fn buffer_of(view: &View) -> Result<BufferId, BackendError> {
     match view.root {
         Root::Buffer(id) => Ok(id),
         _ => Err(unsupported("writing into something that is no activation")),
