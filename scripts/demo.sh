@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole path on the small real model: both services as two processes, an object store (a local folder), a compiled
-# engine, a streamed answer.
+# engine, a streamed answer; and an engine for GPUs, which needs none to be built.
 #   scripts/demo.sh BINARY
 set -euo pipefail
 
@@ -41,5 +41,14 @@ start executor --cache-dir "$state/executor"
 await_address compiler
 await_address executor
 
+compiler="http://$(cat "$state/compiler.address")"
+executor="http://$(cat "$state/executor.address")"
+
 "$roundhouse" run-llm --model "$model" --precision fp16 --cache in_place --num-tokens 96 --prompt "$prompt" \
-    --compiler "http://$(cat "$state/compiler.address")" --executor "http://$(cat "$state/executor.address")"
+    --backend cpu --compiler "$compiler" --executor "$executor"
+
+if compgen -G '.roundhouse/tensorrt/*/libtensorrt_rtx.so.1' >/dev/null; then
+    echo
+    echo "the same model for NVIDIA GPUs of compute capability 8.9, by TensorRT"
+    "$roundhouse" compile --model "$model" --precision fp16 --backend tensorrt --target sm_89 --compiler "$compiler"
+fi

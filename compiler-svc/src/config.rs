@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use roundhouse_backend::LibrarySearch;
 use roundhouse_hub::HubConfig;
 
 /// What a compiler service is told at its start.
@@ -13,6 +14,8 @@ pub struct CompilerConfig {
     pub build_dir: PathBuf,
     /// Where checkpoints come from and are cached, and whether requests may name local folders and files.
     pub hub: HubConfig,
+    /// Where TensorRT is; of no use to a binary without the feature `tensorrt`.
+    pub tensorrt: LibrarySearch,
     /// Compilations at a time.
     pub concurrent_builds: usize,
     /// Compilations that wait; one more is refused with RESOURCE_EXHAUSTED.

@@ -1,5 +1,7 @@
 //! Between the messages of the interface and the types of the engine.
 
+pub(crate) mod tensorrt;
+
 use std::time::SystemTime;
 
 use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, Manifest, Precision};
@@ -55,6 +57,8 @@ fn options(options: &EngineOptions) -> proto::CompileOptions {
         max_seq_len: Some(options.max_seq_len),
         max_batch_size: Some(options.max_batch_size),
         all_logits: Some(options.all_logits),
+        targets: options.targets.names(),
+        tensorrt: options.tensorrt.as_ref().map(tensorrt::message),
     }
 }
 
@@ -110,22 +114,25 @@ pub(crate) fn cache(value: Option<i32>) -> Result<CacheKind, Failure> {
     }
 }
 
-/// The backend asked for; `None` for the best there is.
-pub(crate) fn backend(value: Option<i32>) -> Result<Option<BackendKind>, Failure> {
+/// The backend asked for. Where none is, what only GPUs or TensorRT have asks for TensorRT.
+pub(crate) fn backend(options: &proto::CompileOptions) -> Result<BackendKind, Failure> {
+    let value = options.backend;
     let unknown = || unknown_value("options.backend", value);
     Ok(
         match value
             .map_or(Ok(proto::Backend::Unspecified), proto::Backend::try_from)
             .map_err(|_| unknown())?
         {
-            proto::Backend::Unspecified => None,
-            proto::Backend::Tensorrt => Some(BackendKind::TensorRt),
-            proto::Backend::Cuda => Some(BackendKind::Cuda),
-            proto::Backend::Cpu => Some(BackendKind::Cpu),
+            proto::Backend::Unspecified if options.targets.is_empty() && options.tensorrt.is_none() => {
+                BackendKind::Cpu
+            }
+            proto::Backend::Unspecified | proto::Backend::Tensorrt => BackendKind::TensorRt,
+            proto::Backend::Cuda => BackendKind::Cuda,
+            proto::Backend::Cpu => BackendKind::Cpu,
         },
     )
 }
 
-fn unknown_value(field: &str, value: Option<i32>) -> Failure {
+pub(crate) fn unknown_value(field: &str, value: Option<i32>) -> Failure {
     Failure::invalid_field(field, format!("{field} has the unknown value {}", value.unwrap_or_default()))
 }

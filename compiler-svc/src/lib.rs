@@ -1,11 +1,12 @@
 //! The compiler service: takes a model and options, lowers the model to a graph with a static KV cache, builds an
 //! engine and uploads it to object storage.
 //!
-//! [`pipeline`] is one compilation from checkpoint to published engine; [`jobs`] runs compilations as operations that
-//! callers follow; [`service`] is the gRPC surface.
+//! [`pipeline`] is one compilation from checkpoint to published engine, for one of the [`backends`]; [`jobs`] runs
+//! compilations as operations that callers follow; [`service`] is the gRPC surface.
 
 #![forbid(unsafe_code)]
 
+pub mod backends;
 pub mod config;
 mod convert;
 pub mod jobs;

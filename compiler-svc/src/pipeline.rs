@@ -1,6 +1,6 @@
 //! One compilation, from checkpoint to published engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Builder};
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, Precision,
-    blob_names,
+    TensorRtOptions, blob_names,
 };
 use roundhouse_graph::Graph;
 use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
@@ -18,6 +18,7 @@ use roundhouse_models::ModelError;
 use roundhouse_proto::compiler::Stage;
 use roundhouse_store::{EngineStore, Published, StoreError};
 
+use crate::backends::{Backends, NoBuilder};
 use crate::jobs::Operation;
 use crate::progress::{DownloadProgress, OperationProgress, UploadProgress};
 use crate::{COMPILER_VERSION, convert};
@@ -39,13 +40,17 @@ pub struct CompileRequest {
     /// How keys and values are kept.
     pub cache: CacheKind,
     /// What runs it.
-    pub backend: Option<BackendKind>,
+    pub backend: BackendKind,
     /// Prompt and new tokens of one sequence together.
     pub max_seq_len: Option<u32>,
     /// Sequences in one step.
     pub max_batch_size: Option<u32>,
     /// Whether every position's logits are computed.
     pub all_logits: bool,
+    /// The GPUs to build for; none leaves them to the backend.
+    pub targets: ComputeCapabilities,
+    /// What only TensorRT engines have; `None` for other backends.
+    pub tensorrt: Option<TensorRtOptions>,
     /// Build nothing.
     pub validate_only: bool,
     /// Build even if the engine exists.
@@ -59,6 +64,8 @@ pub struct Compiled {
     pub manifest: Manifest,
     /// Whether the store had it.
     pub reused: bool,
+    /// With `validate_only`, how many nodes the lowered graph has of each op; else empty.
+    pub ops: BTreeMap<&'static str, u64>,
 }
 
 /// Why a compilation failed.
@@ -76,14 +83,12 @@ pub enum CompileError {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// No builder for a backend.
-    #[error("this compiler has no builder for {backend}: it has {available}")]
-    NoBuilder {
-        /// The backend asked for.
-        backend: BackendKind,
-        /// The ones there are.
-        available: String,
-    },
+    /// The backend does not build with these options.
+    #[error(transparent)]
+    Options(BackendError),
+    /// No builder for the backend.
+    #[error(transparent)]
+    NoBuilder(#[from] NoBuilder),
     /// An option does not fit the model.
     #[error("{field} is {found}: the model allows {allowed}")]
     Option {
@@ -117,7 +122,7 @@ pub enum CompileError {
 pub struct Pipeline {
     checkpoints: Checkpoints,
     store: EngineStore,
-    builders: Vec<Arc<dyn Builder>>,
+    backends: Backends,
     build_dir: PathBuf,
     /// One build of a key at a time; the second finds the first one's engine.
     keys: Mutex<HashMap<EngineKey, Weak<tokio::sync::Mutex<()>>>>,
@@ -135,18 +140,14 @@ struct Lowered {
 impl Pipeline {
     /// A pipeline that builds in `build_dir`.
     #[must_use]
-    pub fn new(
-        checkpoints: Checkpoints,
-        store: EngineStore,
-        builders: Vec<Arc<dyn Builder>>,
-        build_dir: PathBuf,
-    ) -> Self {
-        Self { checkpoints, store, builders, build_dir, keys: Mutex::default() }
+    pub fn new(checkpoints: Checkpoints, store: EngineStore, backends: Backends, build_dir: PathBuf) -> Self {
+        Self { checkpoints, store, backends, build_dir, keys: Mutex::default() }
     }
 
     /// The backends it builds for.
-    pub fn backends(&self) -> impl Iterator<Item = BackendKind> {
-        self.builders.iter().map(|builder| builder.kind())
+    #[must_use]
+    pub fn backends(&self) -> &Backends {
+        &self.backends
     }
 
     /// The store it publishes to.
@@ -166,7 +167,7 @@ impl Pipeline {
         operation: &Arc<Operation>,
     ) -> Result<Compiled, CompileError> {
         let started = Instant::now();
-        let builder = self.builder(request.backend)?;
+        let builder = self.backends.builder(request.backend)?;
         operation.report(Stage::Download, 0, None);
         let progress = DownloadProgress::new(Arc::clone(operation));
         let checkpoint = unless_cancelled(
@@ -188,7 +189,9 @@ impl Pipeline {
         let key = lowered.manifest.key.clone();
         operation.set_engine_key(key.as_str());
         if request.validate_only {
-            return Ok(Compiled { manifest: lowered.manifest, reused: false });
+            let mut ops = BTreeMap::new();
+            lowered.graph.nodes().for_each(|(_, node)| *ops.entry(node.op.name()).or_default() += 1);
+            return Ok(Compiled { manifest: lowered.manifest, reused: false, ops });
         }
 
         let lock = self.key_lock(&key);
@@ -198,24 +201,13 @@ impl Pipeline {
             && let Some(manifest) = self.existing(&key).await?
         {
             operation.log(format!("engine {key} is in the store already"));
-            return Ok(Compiled { manifest, reused: true });
+            return Ok(Compiled { manifest, reused: true, ops: BTreeMap::new() });
         }
         let published =
             unless_cancelled(operation, self.build(&checkpoint, &*builder, lowered, operation)).await?;
         operation.log(format!("engine {key} published after {:.2?}", started.elapsed()));
         let reused = !published.is_created() && !request.force;
-        Ok(Compiled { manifest: published.into_manifest(), reused })
-    }
-
-    fn builder(&self, backend: Option<BackendKind>) -> Result<Arc<dyn Builder>, CompileError> {
-        let found = match backend {
-            Some(kind) => self.builders.iter().find(|builder| builder.kind() == kind),
-            None => self.builders.first(),
-        };
-        found.map(Arc::clone).ok_or_else(|| CompileError::NoBuilder {
-            backend: backend.unwrap_or(BackendKind::Cpu),
-            available: self.backends().map(BackendKind::name).collect::<Vec<_>>().join(", "),
-        })
+        Ok(Compiled { manifest: published.into_manifest(), reused, ops: BTreeMap::new() })
     }
 
     fn key_lock(&self, key: &EngineKey) -> Arc<tokio::sync::Mutex<()>> {
@@ -267,7 +259,8 @@ fn lower(
     builder: &dyn Builder,
     request: &CompileRequest,
 ) -> Result<Lowered, CompileError> {
-    let model = roundhouse_models::build_graph(&request.model, &checkpoint.config, checkpoint)?;
+    let longest = request.max_seq_len.unwrap_or(DEFAULT_MAX_SEQ_LEN);
+    let model = roundhouse_models::build_graph(&request.model, &checkpoint.config, checkpoint, longest)?;
     let mut info = model.info;
     if let Some(tokens) = checkpoint.generation_config.as_ref().and_then(eos_token_ids) {
         info.eos_token_ids = tokens;
@@ -288,8 +281,8 @@ fn lower(
         max_seq_len,
         max_batch_size: request.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE),
         all_logits: request.all_logits,
-        targets: ComputeCapabilities::NONE,
-        tensorrt: None,
+        targets: request.targets,
+        tensorrt: request.tensorrt,
     };
     if options.max_batch_size == 0 {
         return Err(CompileError::Option {
@@ -298,6 +291,7 @@ fn lower(
             allowed: "1 or more".to_owned(),
         });
     }
+    let options = builder.resolve(&model.graph, options).map_err(CompileError::Options)?;
     let source_graph = model.graph.clone();
     let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
     let (graph, fusions) = builder.lower(graph, &options)?;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the golden files of this folder again, with Hugging Face Transformers as the reference (see README.md).
 
-    python make_golden.py [smollm2] [tiny]
+    python make_golden.py [smollm2] [gemma3] [tiny] [tiny-NAME …]
 """
 
 import argparse
@@ -14,29 +14,42 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 
 FOLDER = Path(__file__).resolve().parent
-GGUF = FOLDER.parents[1] / ".roundhouse" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODELS = FOLDER.parents[1] / ".roundhouse" / "models"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="WHAT", help="smollm2, tiny, or both (default)")
-    parser.add_argument("--gguf", type=Path, default=GGUF, help="the SmolLM2 file (scripts/fetch_models.py gets it)")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help="what to make, by default everything")
+    parser.add_argument("--models", type=Path, default=MODELS, help="the folder that scripts/fetch_models.py fills")
     arguments = parser.parse_args()
-    what = arguments.what or ["smollm2", "tiny"]
-    if unknown := set(what) - {"smollm2", "tiny"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     # One thread and deterministic kernels: sums are made in the same order every time.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.set_grad_enabled(False)
+
+    import tiny
+    import tiny_families
+    import tiny_gguf
+    import tiny_llama
+
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in tiny_llama.CHECKPOINTS + tiny_families.CHECKPOINTS}
+    what = set(arguments.what or ["smollm2", "gemma3", "tiny"])
+    if unknown := what - {"smollm2", "gemma3", "tiny"} - set(checkpoints):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if "smollm2" in what:
         import smollm2
 
-        smollm2.make(arguments.gguf, FOLDER / "smollm2-135m-instruct.json")
-    if "tiny" in what:
-        import tiny_llama
+        smollm2.make(arguments.models / "SmolLM2-135M-Instruct.Q4_1.gguf", FOLDER / "smollm2-135m-instruct.json")
+    if "gemma3" in what:
+        import gemma3
 
-        tiny_llama.make_all(FOLDER)
+        gemma3.make(arguments.models / "gemma-3-270m-q4_k_m.gguf", FOLDER / "gemma-3-270m.json")
+    tiny_families.cap_scores()
+    for name, checkpoint in checkpoints.items():
+        if what & {"tiny", name}:
+            tiny.make(FOLDER, checkpoint)
+            if name in tiny_gguf.FILES:
+                tiny_gguf.make(FOLDER, name)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,35 @@ use serde::Deserialize;
 /// How many of the largest logits [`GoldenPrompt`] keeps at each step.
 pub const TOP: usize = 5;
 
-const TINY_LLAMAS: [&str; 4] =
-    ["tiny-llama-2", "tiny-llama-3.1", "tiny-llama-bias-yarn", "tiny-llama-linear"];
-const TINY_PROMPT_LENGTHS: [usize; 4] = [1, 7, 33, 130];
+/// The checkpoints with random weights, with what the names of their golden files go on with.
+const TINY_MODELS: [(&str, &str); 14] = [
+    ("tiny-gemma-3", ""),
+    ("tiny-gemma-3-soft-caps", ""),
+    ("tiny-gpt-2", ""),
+    ("tiny-llama-2", ""),
+    ("tiny-llama-3.1", ""),
+    ("tiny-llama-bias-yarn", ""),
+    ("tiny-llama-linear", ""),
+    ("tiny-mistral", ""),
+    ("tiny-olmo-2", ""),
+    // `longrope` has one set of factors for engines of short sequences and another for those of long ones.
+    ("tiny-phi-4-mini", ".long"),
+    ("tiny-phi-4-mini", ".short"),
+    ("tiny-qwen-2.5", ""),
+    ("tiny-qwen-3", ""),
+    ("tiny-smollm-3", ""),
+];
 
-/// SmolLM2-135M-Instruct: which file the reference read, and what it generated.
+/// A published model: which file the reference read, and what it generated.
 #[derive(Clone, Debug, Deserialize)]
-pub struct SmolLm2 {
-    /// File name of the GGUF checkpoint; [`smollm2_checkpoint`] finds it.
+pub struct PublishedModel {
+    /// File name of the GGUF checkpoint; [`checkpoint`](Self::checkpoint) finds it.
     pub model: String,
     /// Lower-case hexadecimal digest of that file.
     pub model_sha256: String,
-    /// `<|im_start|>`.
+    /// The token that begins a sequence.
     pub bos_token_id: u32,
-    /// `<|im_end|>`.
+    /// The token that ends one.
     pub eos_token_id: u32,
     /// Length of a logits row.
     pub vocab_size: usize,
@@ -50,7 +65,8 @@ pub struct GoldenPrompt {
     pub messages: Option<Vec<Message>>,
     /// What is tokenised: the chat template's output with the generation prompt, or the plain text.
     pub text: String,
-    /// `text` tokenised, with nothing added around it.
+    /// `text` tokenised, as the model wants it: with nothing around it (SmolLM2), after the beginning-of-sequence token
+    /// (Gemma 3).
     pub prompt_token_ids: Vec<u32>,
     /// One token a step.
     pub output_token_ids: Vec<u32>,
@@ -70,21 +86,25 @@ pub struct GoldenPrompt {
 
 /// A checkpoint with random weights and what the reference computes with it.
 #[derive(Clone, Debug)]
-pub struct TinyLlama {
-    /// Name of the checkpoint's folder.
-    pub name: &'static str,
+pub struct TinyModel {
+    /// Name of the golden file, without `.golden.safetensors`.
+    pub name: String,
     /// The checkpoint: `config.json`, weights, tokenizer.
     pub checkpoint: PathBuf,
-    /// One a prompt length: 1, 7, 33, 130.
+    /// The same weights as a GGUF file, where there is one.
+    pub gguf: Option<PathBuf>,
+    /// The longest sequence of the engines that this is the reference of; `None` where it makes no difference.
+    pub max_seq_len: Option<u32>,
+    /// Prompts of different lengths, the shortest first.
     pub cases: Vec<TinyCase>,
 }
 
-/// A prompt for a [`TinyLlama`] and its greedy continuation, which goes on after the end-of-sequence token.
+/// A prompt for a [`TinyModel`] and its greedy continuation, which goes on after the end-of-sequence token.
 #[derive(Clone, Debug)]
 pub struct TinyCase {
     /// Random ordinary tokens.
     pub prompt_token_ids: Vec<u32>,
-    /// Of every position of the prompt; `None` for the longest prompt.
+    /// Of every position of the prompt; `None` for the longest prompts.
     pub prompt_logits: Option<Logits>,
     /// One token a step.
     pub output_token_ids: Vec<u32>,
@@ -124,10 +144,29 @@ fn margin(row: &[f32]) -> f32 {
     first - second
 }
 
+impl PublishedModel {
+    /// The GGUF file that the reference read. Fails with what to do where it has not been fetched.
+    pub fn checkpoint(&self) -> Result<PathBuf> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/models").join(&self.model);
+        path.canonicalize().with_context(|| {
+            format!("{}: run `python3 scripts/fetch_models.py smollm2 gemma3` first", path.display())
+        })
+    }
+}
+
 /// The golden file of SmolLM2-135M-Instruct.
-pub fn smollm2() -> Result<SmolLm2> {
-    let path = folder().join("smollm2-135m-instruct.json");
-    let golden: SmolLm2 =
+pub fn smollm2() -> Result<PublishedModel> {
+    published("smollm2-135m-instruct.json")
+}
+
+/// The golden file of Gemma 3 270M.
+pub fn gemma3() -> Result<PublishedModel> {
+    published("gemma-3-270m.json")
+}
+
+fn published(file: &str) -> Result<PublishedModel> {
+    let path = folder().join(file);
+    let golden: PublishedModel =
         serde_json::from_slice(&read(&path)?).with_context(|| path.display().to_string())?;
     for prompt in &golden.prompts {
         let steps = prompt.output_token_ids.len();
@@ -148,28 +187,31 @@ pub fn smollm2() -> Result<SmolLm2> {
 
 /// The GGUF file that [`smollm2`] was made from. Fails with what to do where it has not been fetched.
 pub fn smollm2_checkpoint() -> Result<PathBuf> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    path.canonicalize()
-        .with_context(|| format!("{}: run `python3 scripts/fetch_models.py` first", path.display()))
+    smollm2()?.checkpoint()
 }
 
 /// The checkpoints with random weights, and their logits.
-pub fn tiny_llamas() -> Result<Vec<TinyLlama>> {
-    TINY_LLAMAS.into_iter().map(tiny_llama).collect()
+pub fn tiny_models() -> Result<Vec<TinyModel>> {
+    TINY_MODELS.into_iter().map(tiny_model).collect()
 }
 
-fn tiny_llama(name: &'static str) -> Result<TinyLlama> {
+fn tiny_model((checkpoint, suffix): (&str, &str)) -> Result<TinyModel> {
+    let name = format!("{checkpoint}{suffix}");
     let path = folder().join(format!("{name}.golden.safetensors"));
+    let context = || path.display().to_string();
     let bytes = read(&path)?;
-    let tensors = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
-    let cases = TINY_PROMPT_LENGTHS
-        .into_iter()
-        .map(|length| {
-            tiny_case(&tensors, length).with_context(|| format!("{}: length {length}", path.display()))
-        })
-        .collect::<Result<_>>()?;
-    Ok(TinyLlama { name, checkpoint: folder().join(name), cases })
+    let tensors = SafeTensors::deserialize(&bytes).with_context(context)?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).with_context(context)?;
+    let max_seq_len = metadata.metadata().as_ref().and_then(|metadata| metadata.get("max_seq_len"));
+    let max_seq_len = max_seq_len.map(|text| text.parse()).transpose().with_context(context)?;
+    let length = |name: &str| name.strip_prefix("prompt.")?.strip_suffix(".input_ids")?.parse().ok();
+    let mut lengths: Vec<usize> = tensors.names().into_iter().filter_map(length).collect();
+    lengths.sort_unstable();
+    let case =
+        |length| tiny_case(&tensors, length).with_context(|| format!("{}: length {length}", context()));
+    let cases = lengths.into_iter().map(case).collect::<Result<_>>()?;
+    let gguf = Some(folder().join(format!("{checkpoint}.gguf"))).filter(|path| path.exists());
+    Ok(TinyModel { name, checkpoint: folder().join(checkpoint), gguf, max_seq_len, cases })
 }
 
 fn tiny_case(tensors: &SafeTensors<'_>, length: usize) -> Result<TinyCase> {
@@ -218,23 +260,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn smollm2_prompts_cover_what_the_tests_rely_on() {
+    fn prompts_cover_what_the_tests_rely_on() {
+        for golden in [smollm2().unwrap(), gemma3().unwrap()] {
+            let names: HashSet<_> = golden.prompts.iter().map(|prompt| &prompt.name).collect();
+            assert_eq!(names.len(), golden.prompts.len());
+            assert!(golden.prompts.len() >= 8);
+            assert!(golden.prompts.iter().all(|prompt| prompt.output_token_ids.len() == 64));
+            assert!(golden.prompts.iter().any(|prompt| prompt.prompt_token_ids.len() > 1000));
+            assert!(golden.prompts.iter().any(|prompt| prompt.messages.is_none()));
+        }
         let golden = smollm2().unwrap();
-        let names: HashSet<_> = golden.prompts.iter().map(|prompt| &prompt.name).collect();
-        assert_eq!(names.len(), golden.prompts.len());
-        assert!(golden.prompts.len() >= 9);
-        assert!(golden.prompts.iter().all(|prompt| prompt.output_token_ids.len() == 64));
-        assert!(golden.prompts.iter().any(|prompt| prompt.prompt_token_ids.len() > 1000));
-        assert!(golden.prompts.iter().any(|prompt| prompt.messages.is_none()));
         assert!(
             golden.prompts.iter().any(|prompt| prompt.messages.as_ref().is_some_and(|chat| chat.len() == 4))
         );
     }
 
     #[test]
-    fn smollm2_steps_agree_with_their_own_logits() {
-        let golden = smollm2().unwrap();
-        for prompt in &golden.prompts {
+    fn steps_agree_with_their_own_logits() {
+        for (golden, prompt) in [smollm2().unwrap(), gemma3().unwrap()]
+            .iter()
+            .flat_map(|golden| golden.prompts.iter().map(move |prompt| (golden, prompt)))
+        {
             let eos = prompt.output_token_ids.iter().position(|&token| token == golden.eos_token_id);
             assert_eq!(prompt.first_eos_step, eos, "{}", prompt.name);
             for (step, (&token, ids)) in prompt.output_token_ids.iter().zip(&prompt.top_token_ids).enumerate()
@@ -254,13 +300,24 @@ mod tests {
     }
 
     #[test]
-    fn tiny_llama_tokens_are_the_largest_of_their_logits() {
-        for model in tiny_llamas().unwrap() {
-            assert_eq!(
-                model.cases.iter().map(|case| case.prompt_token_ids.len()).collect::<Vec<_>>(),
-                [1, 7, 33, 130]
-            );
+    fn tiny_models_are_all_that_the_folder_has() {
+        let golden = |entry: std::io::Result<fs::DirEntry>| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            name.strip_suffix(".golden.safetensors").map(str::to_owned)
+        };
+        let models = tiny_models().unwrap();
+        let found: HashSet<_> = fs::read_dir(folder()).unwrap().filter_map(golden).collect();
+        assert_eq!(found, models.iter().map(|model| model.name.clone()).collect());
+        let ggufs: HashSet<_> = models.iter().filter_map(|model| model.gguf.as_ref()).collect();
+        assert_eq!(ggufs.len(), 3, "{ggufs:?}");
+    }
+
+    #[test]
+    fn tiny_model_tokens_are_the_largest_of_their_logits() {
+        for model in tiny_models().unwrap() {
+            assert!(model.cases.len() >= 2, "{}", model.name);
             for case in &model.cases {
+                assert_eq!(case.output_token_ids.len(), 32);
                 assert_eq!(case.step_logits.rows().len(), case.output_token_ids.len());
                 for ((row, &token), margin) in
                     case.step_logits.rows().zip(&case.output_token_ids).zip(case.step_logits.margins())
@@ -275,14 +332,24 @@ mod tests {
     }
 
     #[test]
-    fn tiny_llama_prompt_logits_end_where_the_steps_begin() {
-        for model in tiny_llamas().unwrap() {
-            let with_prompt: Vec<_> =
-                model.cases.iter().filter(|case| case.prompt_logits.is_some()).collect();
-            assert_eq!(with_prompt.len(), 3, "{}", model.name);
-            for case in with_prompt {
-                let prompt = case.prompt_logits.as_ref().unwrap();
-                assert_eq!(prompt.rows().len(), case.prompt_token_ids.len());
+    fn tiny_model_sequences_outgrow_their_windows() {
+        for model in tiny_models().unwrap() {
+            let config = config(&model);
+            let Some(window) = config["sliding_window"].as_u64() else { continue };
+            let longest = model.cases.last().unwrap();
+            let tokens = (longest.prompt_token_ids.len() + longest.output_token_ids.len()) as u64;
+            assert!(tokens > window + 8, "{}", model.name);
+        }
+    }
+
+    #[test]
+    fn tiny_model_prompt_logits_end_where_the_steps_begin() {
+        for model in tiny_models().unwrap() {
+            for case in &model.cases {
+                let length = case.prompt_token_ids.len();
+                assert_eq!(case.prompt_logits.is_some(), length <= 33, "{} {length}", model.name);
+                let Some(prompt) = &case.prompt_logits else { continue };
+                assert_eq!(prompt.rows().len(), length);
                 let (last, first) =
                     (prompt.rows().next_back().unwrap(), case.step_logits.rows().next().unwrap());
                 // The reference computed one with its cache and one without.
@@ -291,17 +358,20 @@ mod tests {
         }
     }
 
+    fn config(model: &TinyModel) -> serde_json::Value {
+        serde_json::from_slice(&fs::read(model.checkpoint.join("config.json")).unwrap()).unwrap()
+    }
+
     #[test]
-    fn tiny_llama_checkpoints_are_complete() {
-        for model in tiny_llamas().unwrap() {
+    fn tiny_model_checkpoints_are_complete() {
+        for model in tiny_models().unwrap() {
             for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
                 let value: serde_json::Value =
                     serde_json::from_slice(&fs::read(model.checkpoint.join(file)).unwrap()).unwrap();
                 assert!(value.is_object(), "{} {file}", model.name);
             }
-            let config: serde_json::Value =
-                serde_json::from_slice(&fs::read(model.checkpoint.join("config.json")).unwrap()).unwrap();
-            assert_eq!(config["vocab_size"], model.cases[0].step_logits.vocab_size(), "{}", model.name);
+            let vocab_size = model.cases[0].step_logits.vocab_size();
+            assert_eq!(config(&model)["vocab_size"], vocab_size, "{}", model.name);
             let sharded = model.checkpoint.join("model.safetensors.index.json").exists();
             assert_eq!(sharded, model.name == "tiny-llama-linear");
             assert_ne!(sharded, model.checkpoint.join("model.safetensors").exists());

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use roundhouse_backend::{WeightError, WeightSource};
+use roundhouse_backend::{QuantizedTensor, WeightError, WeightSource};
 use serde_json::Value;
 
 /// An open checkpoint. Its weights are read through [`WeightSource`]; everything else is in memory.
@@ -14,7 +14,8 @@ pub struct Checkpoint {
     pub revision: Option<String>,
     /// SHA-256 in hex over the names and contents of all its files: equal digests, equal checkpoints.
     pub digest: String,
-    /// `config.json`; for a GGUF file the config that its metadata describes, in the same terms.
+    /// `config.json`; for a GGUF file the config that its metadata describes, in the same terms. Without its
+    /// `quantization_config`: weights that other tools quantised are read as the tensors that they stand for.
     pub config: Value,
     /// `tokenizer.json`, as it is or rebuilt from a GGUF file's metadata. Opening fails without one.
     pub tokenizer_json: Option<Vec<u8>>,
@@ -43,6 +44,10 @@ impl WeightSource for Checkpoint {
 
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
         self.weights.read_rows(name, rows, out)
+    }
+
+    fn quantized(&self, name: &str) -> Option<QuantizedTensor> {
+        self.weights.quantized(name)
     }
 }
 

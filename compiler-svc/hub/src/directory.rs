@@ -1,16 +1,17 @@
 //! A Hugging Face checkpoint in a local folder.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use roundhouse_backend::{WeightError, WeightSource};
+use roundhouse_backend::WeightSource;
 use serde_json::Value;
 
 use crate::digest::{self, FileDigests};
-use crate::layout::{self, Layout, WeightFiles, WeightIndex};
+use crate::layout::{self, Layout, WeightIndex};
 use crate::progress::Cancelled;
+use crate::quantized::{QuantizedWeights, Scheme};
 use crate::safetensors::SafetensorsFile;
+use crate::shards::SafetensorsWeights;
 use crate::{Checkpoint, HubError};
 
 /// A file beside the weights that is larger than this is not what its name says.
@@ -38,8 +39,9 @@ pub(crate) fn open(
             .map_err(|error| HubError::corrupt(&directory.join(name), error.to_string()))?;
         Ok(Some(value))
     };
-    let config = json(layout::CONFIG)?.unwrap_or_default();
-    refuse_quantised(directory, &config)?;
+    let mut config = json(layout::CONFIG)?.unwrap_or_default();
+    let scheme = Scheme::take(&mut config, json(layout::QUANTIZATION_CONFIG)?.as_ref())
+        .map_err(|refused| refused.at(&directory.join(layout::CONFIG)))?;
     let tokenizer_config = json(layout::TOKENIZER_CONFIG)?;
     let chat_template = chat_template(
         small.get(layout::CHAT_TEMPLATE).map(Vec::as_slice),
@@ -50,6 +52,13 @@ pub(crate) fn open(
 
     let weights = SafetensorsWeights::open(directory, layout.weights)?;
     let digest = digest_of(directory, &layout, &weights, digests, hashed)?;
+    let weight_bytes = weights.files().values().map(SafetensorsFile::data_bytes).sum();
+    let weights: Box<dyn WeightSource> = match scheme {
+        Some(scheme) => Box::new(
+            QuantizedWeights::new(weights, &scheme).map_err(|what| HubError::corrupt(directory, what))?,
+        ),
+        None => Box::new(weights),
+    };
     Ok(Checkpoint {
         model: model.to_owned(),
         revision: None,
@@ -60,8 +69,8 @@ pub(crate) fn open(
         generation_config: json(layout::GENERATION_CONFIG)?,
         preprocessor_config: json(layout::PREPROCESSOR_CONFIG)?,
         tokenizer_json: small.get(layout::TOKENIZER).cloned(),
-        weight_bytes: weights.files.values().map(SafetensorsFile::data_bytes).sum(),
-        weights: Box::new(weights),
+        weight_bytes,
+        weights,
     })
 }
 
@@ -94,23 +103,6 @@ pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, HubError> {
 pub(crate) fn read_index(directory: &Path) -> Result<WeightIndex, HubError> {
     let path = directory.join(layout::WEIGHTS_INDEX);
     WeightIndex::parse(&read_small(&path)?).map_err(|what| HubError::corrupt(&path, what))
-}
-
-/// Weights that are packed in another tool's way are not tensors that a graph could read.
-fn refuse_quantised(directory: &Path, config: &Value) -> Result<(), HubError> {
-    let text_config = config.get("text_config").unwrap_or(&Value::Null);
-    let method = [config, text_config].into_iter().find_map(|config| config.get("quantization_config"));
-    match method {
-        None | Some(Value::Null) => Ok(()),
-        Some(quantization) => Err(HubError::Unsupported {
-            place: directory.join(layout::CONFIG).display().to_string(),
-            found: format!(
-                "weights quantised by {}",
-                quantization.get("quant_method").unwrap_or(&Value::Null)
-            ),
-            supported: "weights in F64, F32, F16 or BF16, which Roundhouse quantises itself".to_owned(),
-        }),
-    }
 }
 
 /// The error says what is wrong.
@@ -147,7 +139,7 @@ fn digest_of(
     hashed: &mut dyn FnMut(u64, u64) -> Result<(), Cancelled>,
 ) -> Result<String, HubError> {
     let mut names: BTreeSet<&str> = layout.small.iter().copied().collect();
-    names.extend(weights.files.keys().map(String::as_str));
+    names.extend(weights.files().keys().map(String::as_str));
     let paths: Vec<PathBuf> = names.iter().map(|name| directory.join(name)).collect();
     let mut total = 0;
     for path in &paths {
@@ -162,62 +154,4 @@ fn digest_of(
         })?);
     }
     Ok(digest::of_checkpoint(names.iter().copied().zip(sums.iter().map(String::as_str))))
-}
-
-/// The tensors of one or many safetensors files.
-#[derive(Debug)]
-struct SafetensorsWeights {
-    files: BTreeMap<String, SafetensorsFile>,
-    /// Tensor to file.
-    tensors: BTreeMap<String, String>,
-}
-
-impl SafetensorsWeights {
-    fn open(directory: &Path, weights: WeightFiles) -> Result<Self, HubError> {
-        let index = match weights {
-            WeightFiles::Single => None,
-            WeightFiles::Indexed => Some(read_index(directory)?),
-        };
-        let mut files = BTreeMap::new();
-        for name in Layout::weight_files(index.as_ref()) {
-            let path = directory.join(&name);
-            if !path.exists() {
-                return Err(HubError::MissingFile { place: directory.display().to_string(), file: name });
-            }
-            files.insert(name, SafetensorsFile::open(&path)?);
-        }
-        let tensors = match index {
-            Some(index) => index.weight_map,
-            None => files
-                .iter()
-                .flat_map(|(file, content)| content.names().map(|name| (name.clone(), file.clone())))
-                .collect(),
-        };
-        for (tensor, file) in &tensors {
-            if files.get(file).is_none_or(|content| content.shape(tensor).is_err()) {
-                let path = directory.join(layout::WEIGHTS_INDEX);
-                return Err(HubError::corrupt(&path, format!("tensor {tensor:?} is not in {file:?}")));
-            }
-        }
-        Ok(Self { files, tensors })
-    }
-
-    fn file_of(&self, tensor: &str) -> Result<&SafetensorsFile, WeightError> {
-        let file = self.tensors.get(tensor).and_then(|file| self.files.get(file));
-        file.ok_or_else(|| WeightError::NotFound { name: tensor.to_owned() })
-    }
-}
-
-impl WeightSource for SafetensorsWeights {
-    fn shape(&self, name: &str) -> Result<Vec<u64>, WeightError> {
-        self.file_of(name)?.shape(name)
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
-    }
-
-    fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
-        self.file_of(name)?.read_rows(name, rows, out)
-    }
 }

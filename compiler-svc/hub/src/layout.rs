@@ -14,13 +14,21 @@ pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Where processors of vision-language models kept the chat template before `chat_template.jinja`.
 pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 pub(crate) const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
+/// Where ModelOpt says how it quantised the weights.
+pub(crate) const QUANTIZATION_CONFIG: &str = "hf_quant_config.json";
 const SINGLE_WEIGHTS: &str = "model.safetensors";
 pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 const PICKLED_WEIGHTS: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// Files beside the weights that are read when they are there.
-pub(crate) const OPTIONAL: [&str; 5] =
-    [GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, PREPROCESSOR_CONFIG];
+pub(crate) const OPTIONAL: [&str; 6] = [
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_JSON,
+    PREPROCESSOR_CONFIG,
+    QUANTIZATION_CONFIG,
+];
 
 /// Every name that [`Layout::of`] looks for, for places that cannot list.
 pub(crate) fn candidates() -> impl Iterator<Item = &'static str> {

@@ -20,7 +20,9 @@ mod layout;
 mod lock;
 mod object_store;
 mod progress;
+mod quantized;
 mod safetensors;
+mod shards;
 mod source;
 mod transfer;
 

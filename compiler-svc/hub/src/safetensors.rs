@@ -24,6 +24,7 @@ struct Tensor {
     shape: Vec<u64>,
     /// From the start of the file.
     offset: u64,
+    bytes: u64,
 }
 
 /// An open safetensors file.
@@ -68,7 +69,10 @@ impl SafetensorsFile {
                 )));
             }
             let shape = info.shape.iter().map(|&size| size as u64).collect();
-            tensors.insert(name, Tensor { dtype: info.dtype, shape, offset: data_start + start });
+            tensors.insert(
+                name,
+                Tensor { dtype: info.dtype, shape, offset: data_start + start, bytes: end - start },
+            );
         }
         let described = metadata.data_len() as u64;
         if described != data_bytes {
@@ -96,9 +100,28 @@ impl SafetensorsFile {
         Ok(self.tensor(name)?.shape.clone())
     }
 
+    pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).map(|tensor| tensor.dtype)
+    }
+
     pub(crate) fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
         let tensor = self.tensor(name)?;
-        let (first, count) = row_elements(name, &tensor.shape, &rows, out.len())?;
+        let (first, _) = row_elements(name, &tensor.shape, &rows, out.len())?;
+        self.read_elements(name, first, out)
+    }
+
+    /// The bytes of a tensor from byte `first` on, as stored.
+    pub(crate) fn read_bytes(&self, name: &str, first: u64, out: &mut [u8]) -> Result<(), WeightError> {
+        let tensor = self.tensor(name)?;
+        within(name, tensor, first, out.len() as u64, 1)?;
+        self.file.read_exact_at(out, tensor.offset + first).map_err(unreadable(name, self.file.path()))
+    }
+
+    /// Decodes the elements of a float tensor from element `first` on, row-major.
+    pub(crate) fn read_elements(&self, name: &str, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
+        let tensor = self.tensor(name)?;
+        let count = out.len() as u64;
+        within(name, tensor, first, count, tensor.dtype.bitsize() as u64 / 8)?;
         match tensor.dtype {
             Dtype::F32 => self.decode(name, tensor, first, count, out, f32::from_le_bytes),
             Dtype::F16 => {
@@ -139,4 +162,15 @@ impl SafetensorsFile {
             })
             .map_err(unreadable(name, self.file.path()))
     }
+}
+
+/// Checks that a tensor has `count` units of `width` bytes from unit `first` on.
+fn within(name: &str, tensor: &Tensor, first: u64, count: u64, width: u64) -> Result<(), WeightError> {
+    let end = first.checked_add(count).and_then(|end| end.checked_mul(width));
+    if end.is_some_and(|end| end <= tensor.bytes) {
+        return Ok(());
+    }
+    let what =
+        format!("{count} of {width} bytes from number {first} on are outside of its {} bytes", tensor.bytes);
+    Err(WeightError::Corrupt { name: name.to_owned(), what })
 }

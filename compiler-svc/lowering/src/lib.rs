@@ -13,6 +13,9 @@
 //! `logits` is f32 in every precision, `[batch, 1, vocab_size]` unless all logits are asked for. Caches have the
 //! precision's dtype and the shape `[batch, kv_heads, max_seq_len, head_dim]`, one pair for each attention, numbered in
 //! execution order.
+//!
+//! What [`lower`] returns has its weights in the precision's dtype. For backends that multiply with quantised weights,
+//! [`packed_weights()`] then keeps those that the checkpoint has, and [`weight_only_quantization()`] makes them.
 
 #![forbid(unsafe_code)]
 
@@ -24,17 +27,22 @@ mod error;
 mod in_place_cache;
 mod last_token;
 mod literal;
+mod packed_weights;
 mod precision;
+mod quantized_linear;
 mod sdpa;
 mod static_cache;
 mod static_cache_v1;
 mod static_cache_v2;
 mod symbol_ranges;
+mod weight_only_quantization;
 
 use roundhouse_engine::{CacheKind, EngineOptions};
 use roundhouse_graph::{Graph, PassReport};
 
 pub use error::LoweringError;
+pub use packed_weights::packed_weights;
+pub use weight_only_quantization::weight_only_quantization;
 
 /// Rewrites a graph that verifies into another that does, and says what it changed.
 pub type RunPass = fn(Graph, &EngineOptions) -> Result<(Graph, PassReport), LoweringError>;

@@ -123,6 +123,50 @@ impl<'a> Config<'a> {
         self.optional(name, POSITIVE, parse)
     }
 
+    /// A positive integer; `default` if it is absent, and `None` if it is written down as null.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn positive_unless_null(&self, name: &str, default: Option<u32>) -> Result<Option<u32>, ConfigError> {
+        let found = self.optional_positive(name)?;
+        Ok(if self.contains(name) { found } else { default })
+    }
+
+    /// An integer of zero or more; `None` if it is absent or null.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn optional_unsigned(&self, name: &str) -> Result<Option<u32>, ConfigError> {
+        let parse = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+        self.optional(name, "an integer of zero or more, below 2^32", parse)
+    }
+
+    /// A list of `length` numbers above zero.
+    ///
+    /// # Errors
+    /// When it is missing, of another length or something else.
+    pub fn positive_numbers(&self, name: &str, length: usize) -> Result<Vec<f64>, ConfigError> {
+        let expected = format!("a list of {length} numbers above zero");
+        let number = |value: &Value| value.as_f64().filter(|&n| n.is_finite() && n > 0.0);
+        let parse = |value: &Value| {
+            let list = value.as_array().filter(|list| list.len() == length)?;
+            list.iter().map(number).collect::<Option<Vec<f64>>>()
+        };
+        self.optional(name, &expected, parse)?.ok_or_else(|| self.missing(name, &expected))
+    }
+
+    /// A list; `None` if it is absent or null.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn optional_list(&self, name: &str) -> Result<Option<&'a [Value]>, ConfigError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(other) => Err(self.invalid(name, other, "a list")),
+        }
+    }
+
     /// A finite number.
     ///
     /// # Errors
@@ -330,6 +374,37 @@ mod tests {
         assert!(config.section("rope_scaling").unwrap().is_none());
         assert!(config.boolean("bias", true).unwrap());
         assert!(config.positive("head_dim").is_err());
+    }
+
+    #[test]
+    fn null_is_not_absent_where_the_difference_counts() {
+        let value = json!({"sliding_window": null, "num_key_value_heads": 2});
+        let config = Config::new(&value).unwrap();
+        assert_eq!(config.positive_unless_null("sliding_window", Some(4096)).unwrap(), None);
+        assert_eq!(config.positive_unless_null("window", Some(4096)).unwrap(), Some(4096));
+        assert_eq!(config.positive_unless_null("num_key_value_heads", Some(8)).unwrap(), Some(2));
+    }
+
+    #[test]
+    fn lists_have_their_length_and_numbers() {
+        let value = json!({"short_factor": [1, 1.5], "long_factor": [1.0, 0.0], "layer_types": "full"});
+        let config = Config::new(&value).unwrap();
+        assert_eq!(config.positive_numbers("short_factor", 2).unwrap(), [1.0, 1.5]);
+        let texts = [
+            config.positive_numbers("short_factor", 3).unwrap_err().to_string(),
+            config.positive_numbers("long_factor", 2).unwrap_err().to_string(),
+            config.positive_numbers("factor", 2).unwrap_err().to_string(),
+            config.optional_list("layer_types").unwrap_err().to_string(),
+        ];
+        assert_eq!(
+            texts,
+            [
+                "config.json: short_factor is [1,1.5]: expected a list of 3 numbers above zero",
+                "config.json: long_factor is [1.0,0.0]: expected a list of 2 numbers above zero",
+                "config.json has no factor: expected a list of 2 numbers above zero",
+                "config.json: layer_types is \"full\": expected a list",
+            ]
+        );
     }
 
     #[test]

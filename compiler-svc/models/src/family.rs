@@ -1,26 +1,43 @@
-//! The table of families.
+//! What a family is, and the choice of a config's.
 
 use roundhouse_backend::WeightSource;
 use roundhouse_engine::ModelInfo;
 use roundhouse_graph::Graph;
 use serde_json::Value;
 
-use crate::{Config, ModelError, llama};
+use crate::{Config, ConfigError, FAMILIES, ModelError};
 
 /// Fields of config.json that say nothing about the computation of a forward pass.
 const DESCRIPTIVE: &[&str] = &[
     "_name_or_path",
     "attention_dropout",
+    "attn_pdrop",
+    "auto_map",
+    "cache_implementation",
     "dtype",
+    "embd_pdrop",
     "initializer_range",
     "pad_token_id",
+    "resid_pdrop",
+    "task_specific_params",
     "torch_dtype",
     "transformers_version",
     "use_cache",
 ];
 
+/// What a family builds a graph from.
+#[derive(Clone, Copy)]
+pub struct ModelSource<'a> {
+    /// config.json.
+    pub config: &'a Config<'a>,
+    /// The checkpoint's tensors.
+    pub weights: &'a dyn WeightSource,
+    /// The longest sequence that the engine is to hold; the model's own limit may be less.
+    pub max_seq_len: u32,
+}
+
 /// Builds a config's graph, `(input_ids, position_ids) → logits`, and says what an executor needs to know of the model.
-pub type BuildModel = fn(&Config<'_>, &dyn WeightSource) -> Result<(Graph, ModelInfo), ModelError>;
+pub type BuildModel = fn(&ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError>;
 
 /// A family: which checkpoints, and how their graph is built.
 #[derive(Debug, Clone, Copy)]
@@ -29,12 +46,32 @@ pub struct ModelFamily {
     pub model_type: &'static str,
     /// The first of `architectures` of config.json.
     pub architecture: &'static str,
+    /// Published models of the family.
+    pub models: &'static str,
     /// Builds the graph of a config, with the checkpoint's tensors checked against it.
     pub build: BuildModel,
 }
 
-/// The families this compiler knows.
-pub const FAMILIES: &[ModelFamily] = &[llama::FAMILY];
+impl ModelFamily {
+    /// What an executor needs to know of one of its models.
+    pub(crate) fn info(
+        &self,
+        config: &Config<'_>,
+        vocab_size: u32,
+        num_hidden_layers: u32,
+        max_position_embeddings: u32,
+    ) -> Result<ModelInfo, ConfigError> {
+        Ok(ModelInfo {
+            model_type: self.model_type.to_owned(),
+            architecture: self.architecture.to_owned(),
+            vocab_size,
+            num_hidden_layers,
+            max_position_embeddings,
+            eos_token_ids: config.token_ids("eos_token_id")?,
+            bos_token_id: config.token_ids("bos_token_id")?.first().copied(),
+        })
+    }
+}
 
 /// A model's graph, and what an executor needs to know of it.
 #[derive(Debug, Clone)]
@@ -49,14 +86,20 @@ pub struct ModelGraph {
 }
 
 /// Builds the graph of the checkpoint that `config` (config.json) and `weights` make up. `name` is for messages and
-/// dumps, e.g. the model ID.
+/// dumps, e.g. the model ID. `max_seq_len` is the longest sequence that the engine is to hold, past and new tokens
+/// together; where that is more than the model's own limit, it is the limit.
 ///
 /// # Errors
 /// [`ModelError::UnsupportedArchitecture`] lists those that are; other variants name the field or tensor.
-pub fn build_graph(name: &str, config: &Value, weights: &dyn WeightSource) -> Result<ModelGraph, ModelError> {
+pub fn build_graph(
+    name: &str,
+    config: &Value,
+    weights: &dyn WeightSource,
+    max_seq_len: u32,
+) -> Result<ModelGraph, ModelError> {
     let config = Config::new(config)?;
     let family = find_family(&config)?;
-    let (mut graph, info) = (family.build)(&config, weights)?;
+    let (mut graph, info) = (family.build)(&ModelSource { config: &config, weights, max_seq_len })?;
     name.clone_into(&mut graph.name);
     let mut ignored_fields = config.unread();
     ignored_fields.retain(|field| !DESCRIPTIVE.contains(&field.as_str()));

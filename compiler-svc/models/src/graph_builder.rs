@@ -1,6 +1,7 @@
 //! Building a decoder's graph: weights are checked against the checkpoint as they are named.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use roundhouse_backend::{WeightError, WeightSource};
 use roundhouse_graph::{DType, Dim, Graph, Op, SymbolId, ValueId, WeightExpr};
@@ -39,14 +40,7 @@ impl<'a> GraphBuilder<'a> {
 
     /// The checkpoint's tensor of this name, once it is known to have this shape.
     pub(crate) fn weight(&mut self, name: &str, shape: &[u32]) -> Result<ValueId, ModelError> {
-        let found = self.weights.shape(name)?;
-        let expected: Vec<u64> = shape.iter().map(|&dim| u64::from(dim)).collect();
-        if found != expected {
-            return Err(WeightError::Shape { name: name.to_owned(), expected, found }.into());
-        }
-        self.used.insert(name.to_owned());
-        let shape: Vec<i64> = shape.iter().map(|&dim| i64::from(dim)).collect();
-        Ok(self.graph.add_weight(name, DType::F32, &shape, WeightExpr::tensor(name)))
+        self.derived(name, name, shape, shape, |tensor| tensor)
     }
 
     /// A node; its output.
@@ -71,6 +65,39 @@ impl<'a> GraphBuilder<'a> {
         }
     }
 
+    /// `x […, inputs] → […, rows]` by some rows of `{prefix}.weight [outputs, inputs]`, which holds several projections.
+    /// `part` names what they are.
+    pub(crate) fn linear_rows(
+        &mut self,
+        prefix: &str,
+        x: ValueId,
+        [inputs, outputs]: [u32; 2],
+        (part, rows): (&str, Range<u32>),
+    ) -> Result<ValueId, ModelError> {
+        let tensor = format!("{prefix}.weight");
+        let shape = [rows.end - rows.start, inputs];
+        let weight =
+            self.derived(&format!("{tensor}.{part}"), &tensor, &[outputs, inputs], &shape, |whole| {
+                rows_of(whole, &rows)
+            })?;
+        self.node(Op::Linear, &[x, weight])
+    }
+
+    /// A weight `name` of this shape, made by `recipe` of the checkpoint's tensor `tensor`, once that is known to have
+    /// `tensor_shape`.
+    pub(crate) fn derived(
+        &mut self,
+        name: &str,
+        tensor: &str,
+        tensor_shape: &[u32],
+        shape: &[u32],
+        recipe: impl FnOnce(WeightExpr) -> WeightExpr,
+    ) -> Result<ValueId, ModelError> {
+        self.check(tensor, tensor_shape)?;
+        let shape: Vec<i64> = shape.iter().map(|&dim| i64::from(dim)).collect();
+        Ok(self.graph.add_weight(name, DType::F32, &shape, recipe(WeightExpr::tensor(tensor))))
+    }
+
     /// `x [batch, seq, heads · head_dim] → [batch, heads, seq, head_dim]`.
     pub(crate) fn split_heads(
         &mut self,
@@ -88,6 +115,17 @@ impl<'a> GraphBuilder<'a> {
         let x = self.node(Op::Transpose { permutation: vec![0, 2, 1, 3] }, &[x])?;
         let shape = vec![Dim::symbol(self.batch), Dim::symbol(self.seq), constant(width)];
         self.node(Op::Reshape { shape }, &[x])
+    }
+
+    /// Checks the shape of a tensor of the checkpoint and remembers that it is used.
+    fn check(&mut self, name: &str, shape: &[u32]) -> Result<(), ModelError> {
+        let found = self.weights.shape(name)?;
+        let expected: Vec<u64> = shape.iter().map(|&dim| u64::from(dim)).collect();
+        if found != expected {
+            return Err(WeightError::Shape { name: name.to_owned(), expected, found }.into());
+        }
+        self.used.insert(name.to_owned());
+        Ok(())
     }
 
     /// The checkpoint.
@@ -119,6 +157,11 @@ impl<'a> GraphBuilder<'a> {
         roundhouse_graph::verify(&self.graph)?;
         Ok(self.graph)
     }
+}
+
+/// These rows of a tensor.
+pub(crate) fn rows_of(tensor: WeightExpr, rows: &Range<u32>) -> WeightExpr {
+    WeightExpr::Rows { of: Box::new(tensor), start: u64::from(rows.start), end: u64::from(rows.end) }
 }
 
 fn constant(value: u32) -> Dim {

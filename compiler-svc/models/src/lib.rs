@@ -5,19 +5,27 @@
 //! attention as one op and weights named as in the checkpoint. What the config asks for and the family does not do is
 //! refused by the field's name: a graph that comes back computes what the checkpoint means.
 //!
-//! A new family is a file of its own and a line in [`FAMILIES`].
+//! A new family is a file of its own under `families/`, put together from the parts in `decoder.rs`, `attention.rs`,
+//! `feed_forward.rs` and `norm.rs`, and a line in the table beside it: docs/adding-a-model.md shows one.
 
 #![forbid(unsafe_code)]
 
+mod attention;
 mod config;
+mod decoder;
 mod error;
+mod families;
 mod family;
+mod feed_forward;
 mod graph_builder;
 mod head;
-mod llama;
+mod layer_types;
+mod norm;
+mod refused_fields;
 mod rope;
 
 pub use config::{Config, ConfigError};
 pub use error::ModelError;
-pub use family::{BuildModel, FAMILIES, ModelFamily, ModelGraph, build_graph};
-pub use rope::{RopeParameters, RopeScaling};
+pub use families::FAMILIES;
+pub use family::{BuildModel, ModelFamily, ModelGraph, ModelSource, build_graph};
+pub use rope::{RopeForm, RopeParameters, RopeScaling};

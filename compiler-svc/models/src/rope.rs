@@ -8,14 +8,42 @@ use serde_json::{Value, json};
 
 use crate::{Config, ConfigError};
 
-/// The names that `rope_type` may have.
-const SUPPORTED: &str = "default, linear, llama3 or yarn";
+/// How a family's configs describe their rotary embedding, where families differ.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeForm {
+    /// `rope_theta` where the config has none.
+    pub default_theta: f64,
+    /// The names that `rope_type` may have.
+    pub rope_types: &'static [&'static str],
+    /// Names of `rope_type` in older checkpoints of the family, each with the one that it means.
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// Whether `partial_rotary_factor` may be below 1.
+    pub partial: bool,
+    /// `original_max_position_embeddings` where the config has none beside the section, whatever is inside.
+    pub default_original_max_position_embeddings: Option<u32>,
+}
+
+impl RopeForm {
+    /// The form of most families.
+    #[must_use]
+    pub const fn new(default_theta: f64) -> Self {
+        Self {
+            default_theta,
+            rope_types: &["default", "linear", "llama3", "yarn", "longrope"],
+            aliases: &[],
+            partial: false,
+            default_original_max_position_embeddings: None,
+        }
+    }
+}
 
 /// What a config says of its rotary position embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeParameters {
     /// `rope_theta`: the base of the angles' geometric series.
     pub theta: f64,
+    /// How many leading dimensions of a head are rotated.
+    pub rotary_dim: u32,
     /// How the angles are stretched for a longer context.
     pub scaling: RopeScaling,
 }
@@ -56,45 +84,75 @@ pub enum RopeScaling {
         /// Whether the bounds of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
+    /// `longrope` (Ding et al. 2024): a factor for each pair of dimensions, from one of two lists.
+    LongRope {
+        /// Divisors for sequences within the original context.
+        short_factor: Vec<f32>,
+        /// Divisors for longer sequences.
+        long_factor: Vec<f32>,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+        /// The context length of pretraining.
+        original_max_position_embeddings: u32,
+    },
 }
 
 impl RopeParameters {
-    /// Reads a model-wide configuration, in either form: `rope_scaling` (with `rope_type` or `type`) beside
-    /// `rope_theta`, or `rope_parameters` with `rope_theta` inside. As in Transformers, `rope_scaling` wins where both
-    /// are there, and `rope_theta` inside over the one beside.
+    /// Reads a model-wide configuration of heads of `head_dim`, in either form: `rope_scaling` (with `rope_type` or
+    /// `type`) beside `rope_theta`, or `rope_parameters` with `rope_theta` inside. As in Transformers, `rope_scaling`
+    /// wins where both are there, and what is inside over the same beside.
     ///
     /// # Errors
     /// When a field is missing, malformed, not supported, or not a parameter of its `rope_type`.
-    pub fn read(config: &Config<'_>, default_theta: f64) -> Result<Self, ConfigError> {
-        let theta = config.optional_positive_number("rope_theta")?.unwrap_or(default_theta);
+    pub fn read(config: &Config<'_>, form: &RopeForm, head_dim: u32) -> Result<Self, ConfigError> {
+        let theta = config.optional_positive_number("rope_theta")?.unwrap_or(form.default_theta);
         let rope_parameters = config.section("rope_parameters")?;
         match config.section("rope_scaling")?.or(rope_parameters) {
-            Some(section) => Self::read_section(config, &section, theta),
-            None => Ok(Self { theta, scaling: RopeScaling::Default }),
+            Some(section) => Self::read_section(config, &section, form, theta, head_dim),
+            None => {
+                let rotary_dim = rotary_dim(config, config, form, head_dim)?;
+                Ok(Self { theta, rotary_dim, scaling: RopeScaling::Default })
+            }
         }
     }
 
-    fn read_section(config: &Config<'_>, section: &Config<'_>, theta: f64) -> Result<Self, ConfigError> {
+    /// Reads one section. `theta` is for where it has none.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn read_section(
+        config: &Config<'_>,
+        section: &Config<'_>,
+        form: &RopeForm,
+        theta: f64,
+        head_dim: u32,
+    ) -> Result<Self, ConfigError> {
         let theta = section.optional_positive_number("rope_theta")?.unwrap_or(theta);
-        section.refuse_unless("partial_rotary_factor", &[json!(1)])?;
+        let rotary_dim = rotary_dim(config, section, form, head_dim)?;
         let legacy = section.optional_string("type")?;
-        let rope_type = section.optional_string("rope_type")?.or(legacy).unwrap_or("default");
+        let written = section.optional_string("rope_type")?.or(legacy).unwrap_or("default");
+        let alias = form.aliases.iter().find(|(alias, _)| *alias == written);
+        let rope_type = alias.map_or(written, |&(_, meaning)| meaning);
+        let original = |section| original_max_position_embeddings(config, section, form);
         let scaling = match rope_type {
-            "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear { factor: section.positive_number("factor")? },
-            "llama3" => Self::read_llama3(config, section)?,
-            "yarn" => Self::read_yarn(config, section)?,
-            other => {
-                let name = if section.contains("rope_type") { "rope_type" } else { "type" };
-                return Err(section.unsupported(name, &Value::from(other), SUPPORTED));
-            }
+            other if !form.rope_types.contains(&other) => None,
+            "default" => Some(RopeScaling::Default),
+            "linear" => Some(RopeScaling::Linear { factor: section.positive_number("factor")? }),
+            "llama3" => Some(Self::read_llama3(section, original(section)?)?),
+            "yarn" => Some(Self::read_yarn(config, section, original(section)?)?),
+            "longrope" => Some(Self::read_longrope(config, section, original(section)?, rotary_dim)?),
+            _ => None,
+        };
+        let Some(scaling) = scaling else {
+            let name = if section.contains("rope_type") { "rope_type" } else { "type" };
+            return Err(section.unsupported(name, &Value::from(written), &one_of(form.rope_types)));
         };
         // A parameter of another rope_type would be dropped without a word.
         section.refuse_unread()?;
-        Ok(Self { theta, scaling })
+        Ok(Self { theta, rotary_dim, scaling })
     }
 
-    fn read_llama3(config: &Config<'_>, section: &Config<'_>) -> Result<RopeScaling, ConfigError> {
+    fn read_llama3(section: &Config<'_>, original: u32) -> Result<RopeScaling, ConfigError> {
         let low_freq_factor = section.positive_number("low_freq_factor")?;
         let high_freq_factor = section.positive_number("high_freq_factor")?;
         if high_freq_factor <= low_freq_factor {
@@ -105,12 +163,16 @@ impl RopeParameters {
             factor: section.positive_number("factor")?,
             low_freq_factor,
             high_freq_factor,
-            original_max_position_embeddings: original_max_position_embeddings(config, section)?,
+            original_max_position_embeddings: f64::from(original),
         })
     }
 
-    fn read_yarn(config: &Config<'_>, section: &Config<'_>) -> Result<RopeScaling, ConfigError> {
-        let original_max_position_embeddings = original_max_position_embeddings(config, section)?;
+    fn read_yarn(
+        config: &Config<'_>,
+        section: &Config<'_>,
+        original: u32,
+    ) -> Result<RopeScaling, ConfigError> {
+        let original_max_position_embeddings = f64::from(original);
         let factor = match section.optional_positive_number("factor")? {
             Some(factor) => factor,
             // Written down as null it is the ratio of the two context lengths (DeepSeek-V3); left out it is an error.
@@ -140,9 +202,41 @@ impl RopeParameters {
         })
     }
 
-    /// The attributes of the op for heads of which `rotary_dim` dimensions are rotated.
+    fn read_longrope(
+        config: &Config<'_>,
+        section: &Config<'_>,
+        original: u32,
+        rotary_dim: u32,
+    ) -> Result<RopeScaling, ConfigError> {
+        let pairs = usize::try_from(rotary_dim / 2).unwrap_or(usize::MAX);
+        let factors = |name| -> Result<Vec<f32>, ConfigError> {
+            Ok(section.positive_numbers(name, pairs)?.into_iter().map(|factor| factor as f32).collect())
+        };
+        let factor = match section.optional_positive_number("factor")? {
+            Some(factor) => factor,
+            None => f64::from(config.positive("max_position_embeddings")?) / f64::from(original),
+        };
+        let attention_factor = match section.optional_positive_number("attention_factor")? {
+            Some(factor) => factor,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / f64::from(original).ln()).sqrt(),
+        };
+        Ok(RopeScaling::LongRope {
+            short_factor: factors("short_factor")?,
+            long_factor: factors("long_factor")?,
+            attention_factor,
+            original_max_position_embeddings: original,
+        })
+    }
+
+    /// The attributes of the op, in an engine whose sequences have at most `max_seq_len` tokens.
+    ///
+    /// Transformers takes `longrope`'s long factors from the step on in which a sequence outgrows the original
+    /// context, and computes all its keys anew then. Here an engine has one set: the short factors where all its
+    /// sequences fit the original context, else the long ones.
     #[must_use]
-    pub fn attributes(&self, rotary_dim: u32) -> RotaryAttributes {
+    pub fn attributes(&self, max_seq_len: u32) -> RotaryAttributes {
+        let rotary_dim = self.rotary_dim;
         let inv_freq = match self.scaling {
             RopeScaling::Default => self.unscaled(rotary_dim),
             RopeScaling::Linear { factor } => {
@@ -172,9 +266,22 @@ impl RopeParameters {
                 self.unscaled(rotary_dim).into_iter().map(stretch).collect()
             }
             RopeScaling::Yarn { .. } => self.yarn(rotary_dim),
+            RopeScaling::LongRope {
+                ref short_factor,
+                ref long_factor,
+                original_max_position_embeddings,
+                ..
+            } => {
+                let fits = max_seq_len <= original_max_position_embeddings;
+                let factors = if fits { short_factor } else { long_factor };
+                let powers = self.powers(rotary_dim);
+                factors.iter().zip(powers).map(|(factor, power)| (factor * power).recip()).collect()
+            }
         };
         let attention_factor = match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor as f32
+            }
             _ => 1.0,
         };
         RotaryAttributes { inv_freq, attention_factor, interleaved: false }
@@ -231,13 +338,51 @@ fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
+/// The leading dimensions of a head that are rotated: `partial_rotary_factor` of them, rounded down.
+fn rotary_dim(
+    config: &Config<'_>,
+    section: &Config<'_>,
+    form: &RopeForm,
+    head_dim: u32,
+) -> Result<u32, ConfigError> {
+    const NAME: &str = "partial_rotary_factor";
+    if !form.partial {
+        config.refuse_unless(NAME, &[json!(1)])?;
+        section.refuse_unless(NAME, &[json!(1)])?;
+        return Ok(head_dim);
+    }
+    let beside = config.optional_positive_number(NAME)?;
+    let factor = section.optional_positive_number(NAME)?.or(beside).unwrap_or(1.0);
+    let rotary_dim = (f64::from(head_dim) * factor) as u32;
+    if factor > 1.0 || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+        let expected =
+            format!("a number up to 1 that makes an even number of the {head_dim} dimensions of a head");
+        let place = if section.get(NAME).is_some() { section } else { config };
+        return Err(place.invalid(NAME, &Value::from(factor), &expected));
+    }
+    Ok(rotary_dim)
+}
+
 /// As in Transformers: beside the section it wins over inside, and the model's own context length is the fallback.
-fn original_max_position_embeddings(config: &Config<'_>, section: &Config<'_>) -> Result<f64, ConfigError> {
+fn original_max_position_embeddings(
+    config: &Config<'_>,
+    section: &Config<'_>,
+    form: &RopeForm,
+) -> Result<u32, ConfigError> {
     const NAME: &str = "original_max_position_embeddings";
     let inside = section.optional_positive(NAME)?;
     let beside = config.optional_positive(NAME)?;
-    match beside.or(inside) {
-        Some(length) => Ok(f64::from(length)),
-        None => Ok(f64::from(config.positive("max_position_embeddings")?)),
+    match beside.or(form.default_original_max_position_embeddings).or(inside) {
+        Some(length) => Ok(length),
+        None => config.positive("max_position_embeddings"),
+    }
+}
+
+/// `a, b or c`.
+fn one_of(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        [one] => (*one).to_owned(),
+        [others @ .., last] => format!("{} or {last}", others.join(", ")),
     }
 }

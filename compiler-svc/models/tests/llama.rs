@@ -10,6 +10,9 @@ use roundhouse_models::{FAMILIES, ModelError, ModelGraph, build_graph};
 use serde_json::{Value, json};
 use support::Golden;
 
+/// As in the goldens' configs.
+const MAX_SEQ_LEN: u32 = 64;
+
 /// The positions of `batch` sequences from 0 on.
 fn positions(batch: usize, seq: usize) -> Tensor {
     let row = 0..i64::try_from(seq).unwrap();
@@ -18,7 +21,7 @@ fn positions(batch: usize, seq: usize) -> Tensor {
 
 /// The largest absolute difference of a golden's logits and those of its graph.
 fn difference(golden: &Golden, weights: &MemoryWeights) -> f32 {
-    let model = build_graph(&golden.name, &golden.config, weights).unwrap();
+    let model = build_graph(&golden.name, &golden.config, weights, MAX_SEQ_LEN).unwrap();
     let (batch, seq) = (golden.input_ids.len(), golden.input_ids[0].len());
     let input_ids = Tensor::int(&[batch, seq], golden.input_ids.concat());
     let interpreter = Interpreter::new(&model.graph, weights).unwrap();
@@ -41,7 +44,7 @@ fn logits_are_those_of_transformers() {
 #[test]
 fn the_graph_has_the_signature_of_every_model() {
     let golden = Golden::named("llama32_grouped_tied");
-    let model = build_graph("tiny", &golden.config, &golden.weights()).unwrap();
+    let model = build_graph("tiny", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
     let graph = &model.graph;
     assert_eq!(graph.name, "tiny");
     let names = |ids: &[roundhouse_graph::ValueId]| -> Vec<String> {
@@ -69,7 +72,7 @@ fn the_info_comes_from_the_config() {
     golden.config["transformers_version"] = json!("4.40.0");
     golden.config["unsloth_version"] = json!("2024.9");
     let ModelGraph { info, ignored_fields, .. } =
-        build_graph("x", &golden.config, &golden.weights()).unwrap();
+        build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
     assert_eq!(info.model_type, "llama");
     assert_eq!(info.architecture, "LlamaForCausalLM");
     assert_eq!((info.vocab_size, info.num_hidden_layers, info.max_position_embeddings), (48, 2, 64));
@@ -82,7 +85,7 @@ fn refusal(edit: impl Fn(&mut Value)) -> String {
     let mut golden = Golden::named("llama2_multi_head");
     let weights = golden.weights();
     edit(&mut golden.config);
-    build_graph("x", &golden.config, &weights).unwrap_err().to_string()
+    build_graph("x", &golden.config, &weights, MAX_SEQ_LEN).unwrap_err().to_string()
 }
 
 #[test]
@@ -95,7 +98,7 @@ fn fields_that_change_the_computation_are_refused_by_name() {
         ("sliding_window", json!(4096)),
         ("layer_types", json!(["full_attention", "sliding_attention"])),
         ("is_causal", json!(false)),
-        ("hidden_act", json!("gelu")),
+        ("hidden_act", json!("relu2")),
         ("attn_logit_softcapping", json!(50.0)),
         ("final_logit_softcapping", json!(30.0)),
         ("residual_multiplier", json!(0.22)),
@@ -128,9 +131,9 @@ fn neutral_values_of_those_fields_are_accepted() {
 fn rope_variants_that_are_not_known_are_refused_by_name() {
     let text = refusal(|config| config["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0}));
     let expected = "config.json: rope_scaling.type is \"dynamic\", which is not supported: expected default, \
-                    linear, llama3 or yarn";
+                    linear, llama3, yarn or longrope";
     assert_eq!(text, expected);
-    for kind in ["longrope", "mrope", "proportional"] {
+    for kind in ["su", "mrope", "proportional"] {
         let text =
             refusal(|config| config["rope_parameters"] = json!({"rope_type": kind, "rope_theta": 1e4}));
         assert!(text.starts_with(&format!("config.json: rope_parameters.rope_type is \"{kind}\"")), "{text}");
@@ -204,7 +207,7 @@ fn another_architecture_is_refused_with_those_that_are_supported() {
     assert!(text.starts_with("config.json has no architectures"), "{text}");
     let text = refusal(|config| config["architectures"] = json!([]));
     assert!(text.starts_with("config.json: architectures is []: expected"), "{text}");
-    let error = build_graph("x", &json!("llama"), &MemoryWeights::new()).unwrap_err();
+    let error = build_graph("x", &json!("llama"), &MemoryWeights::new(), MAX_SEQ_LEN).unwrap_err();
     assert!(matches!(error, ModelError::Config(_)));
 }
 
@@ -214,7 +217,7 @@ fn a_tensor_of_another_shape_is_an_error_that_shows_both() {
     let mut weights = golden.weights();
     let name = "model.layers.1.self_attn.k_proj.weight";
     weights.insert(name, &[24, 24], vec![0.0; 24 * 24]);
-    let error = build_graph("x", &golden.config, &weights).unwrap_err();
+    let error = build_graph("x", &golden.config, &weights, MAX_SEQ_LEN).unwrap_err();
     let ModelError::Weight(WeightError::Shape { name: found_name, expected, found }) = error else {
         panic!("{error}");
     };
@@ -227,7 +230,7 @@ fn missing_and_unused_tensors_are_named() {
     let without = |name: &str| {
         let mut golden = golden.clone();
         golden.tensors.remove(name).unwrap();
-        build_graph("x", &golden.config, &golden.weights()).unwrap_err()
+        build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap_err()
     };
     let error = without("model.layers.0.mlp.up_proj.weight");
     assert!(matches!(error, ModelError::Weight(WeightError::NotFound { .. })), "{error}");
@@ -239,7 +242,7 @@ fn missing_and_unused_tensors_are_named() {
     let mut weights = golden.weights();
     weights.insert("model.layers.0.self_attn.q_norm.weight", &[6], vec![1.0; 6]);
     weights.insert("model.layers.0.self_attn.rotary_emb.inv_freq", &[3], vec![1.0; 3]);
-    let error = build_graph("x", &golden.config, &weights).unwrap_err();
+    let error = build_graph("x", &golden.config, &weights, MAX_SEQ_LEN).unwrap_err();
     assert!(matches!(error, ModelError::UnusedTensors { count: 1, .. }), "{error}");
     assert!(error.to_string().contains("model.layers.0.self_attn.q_norm.weight"), "{error}");
 }
@@ -258,7 +261,11 @@ fn a_tied_head_is_the_table_unless_the_checkpoint_says_otherwise() {
     let reads_its_own_head = |head: Vec<f32>| {
         let mut weights = golden.weights();
         weights.insert("lm_head.weight", &[48, 24], head);
-        build_graph("x", &golden.config, &weights).unwrap().graph.find("lm_head.weight").is_some()
+        build_graph("x", &golden.config, &weights, MAX_SEQ_LEN)
+            .unwrap()
+            .graph
+            .find("lm_head.weight")
+            .is_some()
     };
     assert!(!reads_its_own_head(table.clone()), "a copy of the table is not stored twice");
     let mut other = table;

@@ -9,9 +9,9 @@ use roundhouse_hub::ModelSource;
 use roundhouse_models::FAMILIES;
 use roundhouse_proto::compiler::compiler_server::Compiler;
 use roundhouse_proto::compiler::{
-    CompileEngineRequest, CompileEngineResponse, CompileEvent, DeleteEngineRequest, Engine, GetEngineRequest,
-    ListEnginesRequest, ListEnginesResponse, ListModelFamiliesRequest, ListModelFamiliesResponse,
-    ModelFamily, WatchCompileRequest, compile_event,
+    CompileEngineRequest, CompileEngineResponse, CompileEvent, DeleteEngineRequest, Engine, EngineFile,
+    GetEngineFileRequest, GetEngineRequest, ListEnginesRequest, ListEnginesResponse,
+    ListModelFamiliesRequest, ListModelFamiliesResponse, ModelFamily, WatchCompileRequest, compile_event,
 };
 use roundhouse_proto::google::longrunning;
 use roundhouse_rpc::{Failure, reason};
@@ -22,7 +22,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
 use super::{CompilerService, failure, operations};
-use crate::convert;
+use crate::convert::{self, tensorrt};
 use crate::jobs::{Cursor, Operation, Update};
 use crate::pipeline::{CompileError, CompileRequest, Pipeline};
 
@@ -30,6 +30,8 @@ use crate::pipeline::{CompileError, CompileRequest, Pipeline};
 const QUEUE_RETRY: Duration = Duration::from_secs(10);
 /// Events of a watched compilation on their way to a caller.
 const WATCH_BUFFER: usize = 64;
+/// The largest file of an engine that is given as a message.
+const MAX_FILE_BYTES: u64 = 32 << 20;
 
 type EventStream = Pin<Box<dyn Stream<Item = Result<CompileEvent, Status>> + Send>>;
 
@@ -117,6 +119,16 @@ impl Compiler for CompilerService {
         Ok(Response::new(convert::engine(&manifest)))
     }
 
+    async fn get_engine_file(
+        &self,
+        request: Request<GetEngineFileRequest>,
+    ) -> Result<Response<EngineFile>, Status> {
+        let GetEngineFileRequest { key, name } = request.into_inner();
+        let reading = self.pipeline.store().read_file(&engine_key(&key)?, &name, MAX_FILE_BYTES).await;
+        let content = reading.map_err(|error| failure::of_store(&error))?;
+        Ok(Response::new(EngineFile { content }))
+    }
+
     async fn delete_engine(&self, request: Request<DeleteEngineRequest>) -> Result<Response<()>, Status> {
         let key = engine_key(&request.into_inner().key)?;
         self.pipeline.store().delete(&key).await.map_err(|error| failure::of_store(&error))?;
@@ -128,14 +140,16 @@ impl Compiler for CompilerService {
         &self,
         _request: Request<ListModelFamiliesRequest>,
     ) -> Result<Response<ListModelFamiliesResponse>, Status> {
+        let pipeline = Arc::clone(&self.pipeline);
+        // It may load a library, which is no work for the runtime's threads.
+        let asking = tokio::task::spawn_blocking(move || pipeline.backends().available());
+        let backends = asking.await.map_err(|error| {
+            Failure::new(Code::Internal, reason::INTERNAL, format!("asking the backends: {error}"))
+        })?;
         let families = FAMILIES.iter().map(|family| ModelFamily {
             model_type: family.model_type.to_owned(),
             architecture: family.architecture.to_owned(),
-            backends: self
-                .pipeline
-                .backends()
-                .map(|backend| convert::backend_message(backend).into())
-                .collect(),
+            backends: backends.iter().map(|&backend| convert::backend_message(backend).into()).collect(),
             precisions: Precision::ALL.iter().map(|&each| convert::precision_message(each).into()).collect(),
             caches: CacheKind::ALL.iter().map(|&each| convert::cache_message(each).into()).collect(),
         });
@@ -148,16 +162,20 @@ impl CompilerService {
         // Found out at once rather than by the operation.
         ModelSource::parse(&message.model, message.revision.as_deref(), self.config.hub.local_paths)
             .map_err(|error| failure::of_hub(&error).at_field("model"))?;
-        let options = message.options.unwrap_or_default();
+        let options = message.options.clone().unwrap_or_default();
+        let precision = convert::precision(options.precision)?;
+        let backend = convert::backend(&options)?;
         Ok(CompileRequest {
             model: message.model.clone(),
             revision: message.revision.clone(),
-            precision: convert::precision(options.precision)?,
+            precision,
             cache: convert::cache(options.cache)?,
-            backend: convert::backend(options.backend)?,
+            backend,
             max_seq_len: options.max_seq_len,
             max_batch_size: options.max_batch_size,
             all_logits: options.all_logits.unwrap_or_default(),
+            targets: tensorrt::targets(&options.targets, backend)?,
+            tensorrt: tensorrt::options(options.tensorrt.as_ref(), backend, precision)?,
             validate_only: message.validate_only.unwrap_or_default(),
             force: message.force.unwrap_or_default(),
         })
@@ -191,6 +209,7 @@ async fn run(
             memory_plan: Some(convert::memory_plan(&compiled.manifest.memory_plan)),
             compile_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             peak_memory_bytes: peak_memory_bytes(),
+            ops: compiled.ops.iter().map(|(&op, &count)| (op.to_owned(), count)).collect(),
         }),
         Err(error) => {
             if !matches!(error, CompileError::Cancelled) {

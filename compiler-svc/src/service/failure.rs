@@ -9,10 +9,15 @@ use roundhouse_rpc::{Failure, reason};
 use roundhouse_store::StoreError;
 use tonic::Code;
 
+use crate::backends::NoBuilder;
 use crate::pipeline::CompileError;
 
 /// How long a caller should wait before trying again what failed for the network.
 const NETWORK_RETRY: Duration = Duration::from_secs(5);
+
+/// The type of a `PreconditionFailure` violation: the subject is a node of the graph, the description its op and why the
+/// backend cannot run it.
+const UNSUPPORTED_NODE: &str = "UNSUPPORTED_NODE";
 
 pub(super) fn of_compile(error: &CompileError) -> Failure {
     let message = error.to_string();
@@ -20,11 +25,18 @@ pub(super) fn of_compile(error: &CompileError) -> Failure {
         CompileError::Hub(error) => of_hub(error),
         CompileError::Model(error) => of_model(error),
         CompileError::Backend(error) => of_backend(error),
+        CompileError::Options(error) => of_options(error),
         CompileError::Store(error) => of_store(error),
         CompileError::Lowering(_) => {
             Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
         }
-        CompileError::NoBuilder { .. } => Failure::invalid_field("options.backend", message),
+        CompileError::NoBuilder(NoBuilder::Unknown { .. }) => {
+            Failure::invalid_field("options.backend", message)
+        }
+        CompileError::NoBuilder(NoBuilder::Unavailable { backend, .. }) => {
+            Failure::new(Code::FailedPrecondition, reason::BACKEND_UNAVAILABLE, message)
+                .with("backend", backend)
+        }
         CompileError::Option { field, .. } => Failure::invalid_field(format!("options.{field}"), message),
         CompileError::Io { source, path } => of_io(source, message).with("path", path),
         CompileError::Json(_) => Failure::new(Code::Internal, reason::INTERNAL, message),
@@ -92,6 +104,17 @@ fn of_weight(error: &WeightError) -> Failure {
     Failure::new(code, reason::CORRUPT_CHECKPOINT, error.to_string()).with("tensor", name)
 }
 
+fn of_options(error: &BackendError) -> Failure {
+    let message = error.to_string();
+    match error {
+        BackendError::InvalidArgument(_) => Failure::invalid_field("options", message),
+        BackendError::Unsupported { .. } => {
+            Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_OPTIONS, message).at_field("options")
+        }
+        error => of_backend(error),
+    }
+}
+
 fn of_backend(error: &BackendError) -> Failure {
     let message = error.to_string();
     match error {
@@ -99,6 +122,13 @@ fn of_backend(error: &BackendError) -> Failure {
         BackendError::Io { source, path } => of_io(source, message).with("path", path),
         BackendError::Unsupported { .. } => {
             Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
+        }
+        BackendError::UnsupportedNodes { nodes, .. } => {
+            let failure = Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message);
+            nodes.iter().fold(failure, |failure, node| {
+                let description = format!("{}: {}", node.op, node.reason);
+                failure.precondition(UNSUPPORTED_NODE, node.node.as_str(), description)
+            })
         }
         BackendError::Cancelled => Failure::new(Code::Cancelled, reason::CANCELLED, message),
         BackendError::InvalidArgument(_) | BackendError::CacheFull { .. } => {
@@ -138,5 +168,67 @@ fn of_io(error: &std::io::Error, message: String) -> Failure {
     match error.kind() {
         std::io::ErrorKind::StorageFull => Failure::new(Code::ResourceExhausted, reason::DISK_FULL, message),
         _ => Failure::new(Code::Internal, reason::INTERNAL, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roundhouse_backend::UnsupportedNode;
+    use tonic::Status;
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn every_node_that_a_backend_cannot_run_is_listed() {
+        let node = |node: &str, op: &str| UnsupportedNode {
+            node: node.to_owned(),
+            op: op.to_owned(),
+            reason: "no converter".to_owned(),
+        };
+        let nodes = vec![node("layers.0.a", "softmax"), node("layers.1.b", "gather")];
+        let error = CompileError::Backend(BackendError::UnsupportedNodes { backend: "tensorrt", nodes });
+        let status = Status::from(of_compile(&error));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        for part in ["tensorrt", "layers.0.a (softmax): no converter", "layers.1.b (gather): no converter"] {
+            assert!(status.message().contains(part), "{status}");
+        }
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, reason::UNSUPPORTED_MODEL);
+        let violations = &details.precondition_failure().unwrap().violations;
+        let found: Vec<_> = violations
+            .iter()
+            .map(|violation| {
+                (violation.r#type.as_str(), violation.subject.as_str(), violation.description.as_str())
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (UNSUPPORTED_NODE, "layers.0.a", "softmax: no converter"),
+                (UNSUPPORTED_NODE, "layers.1.b", "gather: no converter"),
+            ]
+        );
+    }
+
+    #[test]
+    fn options_that_a_backend_refuses_are_told_from_a_model_that_it_refuses() {
+        let unsupported = || BackendError::Unsupported { backend: "tensorrt", what: "sm_90".to_owned() };
+        let reason_of = |error| {
+            let status = Status::from(of_compile(&error));
+            (status.code(), status.get_error_details().error_info().unwrap().reason.clone())
+        };
+        assert_eq!(
+            reason_of(CompileError::Options(unsupported())),
+            (Code::FailedPrecondition, reason::UNSUPPORTED_OPTIONS.to_owned())
+        );
+        assert_eq!(
+            reason_of(CompileError::Backend(unsupported())),
+            (Code::FailedPrecondition, reason::UNSUPPORTED_MODEL.to_owned())
+        );
+        assert_eq!(
+            reason_of(CompileError::Options(BackendError::InvalidArgument("x".to_owned()))),
+            (Code::InvalidArgument, reason::INVALID_FIELD.to_owned())
+        );
     }
 }

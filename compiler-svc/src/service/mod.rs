@@ -6,8 +6,6 @@ mod operations;
 
 use std::sync::Arc;
 
-use roundhouse_backend::Builder;
-use roundhouse_backend_cpu::CpuBuilder;
 use roundhouse_hub::Checkpoints;
 use roundhouse_proto::compiler::compiler_server::CompilerServer;
 use roundhouse_proto::google::longrunning::operations_server::OperationsServer;
@@ -16,6 +14,7 @@ use roundhouse_store::{EngineStore, StoreError, StoreOptions};
 use tonic::service::Routes;
 
 use crate::CompilerConfig;
+use crate::backends::Backends;
 use crate::jobs::JobQueue;
 use crate::pipeline::Pipeline;
 
@@ -47,8 +46,8 @@ impl CompilerService {
     pub async fn open(config: CompilerConfig) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
         let checkpoints = Checkpoints::new(config.hub.clone());
-        let builders: Vec<Arc<dyn Builder>> = vec![Arc::new(CpuBuilder::new())];
-        let pipeline = Pipeline::new(checkpoints, store, builders, config.build_dir.clone());
+        let backends = Backends::new(config.tensorrt.clone());
+        let pipeline = Pipeline::new(checkpoints, store, backends, config.build_dir.clone());
         Ok(Self {
             pipeline: Arc::new(pipeline),
             jobs: Arc::new(JobQueue::new(config.concurrent_builds, config.queue_limit)),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use prost::Message as _;
+use roundhouse_backend::LibrarySearch;
 use roundhouse_compiler::{CompilerConfig, CompilerService};
 use roundhouse_hub::HubConfig;
 use roundhouse_proto::compiler::compiler_client::CompilerClient;
@@ -140,6 +141,10 @@ pub(super) async fn start_node(folder: &Path) -> Result<(Node, Channel)> {
             local_paths: true,
             retry_delay: Duration::from_millis(1),
             object_store: std::collections::BTreeMap::new(),
+        },
+        tensorrt: LibrarySearch {
+            path: std::env::var_os("ROUNDHOUSE_TENSORRT_LIBRARY").map(PathBuf::from),
+            folders: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/tensorrt")],
         },
         concurrent_builds: 1,
         queue_limit: 64,

@@ -134,7 +134,7 @@ async fn engines_are_found_listed_and_deleted() {
     assert_eq!((found.key.as_str(), found.model.as_str()), (other_key.as_str(), other.model.as_str()));
     assert_eq!(found.architecture, "LlamaForCausalLM");
     assert!(!found.target.is_empty() && !found.compiler_version.is_empty() && found.create_time.is_some());
-    let options = found.options.unwrap();
+    let options = found.options.clone().unwrap();
     // Every default filled in: the model's own limit, and eight sequences.
     assert_eq!(
         (options.max_seq_len, options.max_batch_size, options.all_logits),

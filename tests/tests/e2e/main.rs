@@ -7,8 +7,12 @@ mod cancellation;
 mod discovery;
 mod engines;
 mod errors;
+mod gemma3_tokens;
 mod greedy_tokens;
 mod sampling;
 mod sessions;
+mod sliding_windows;
 mod streaming_text;
-mod tiny_llama_logits;
+#[cfg(feature = "tensorrt")]
+mod tensorrt_engines;
+mod tiny_model_logits;

@@ -158,6 +158,16 @@ impl Metadata {
         }
     }
 
+    /// An array of bools; `None` also where there is something else.
+    pub(crate) fn bools(&self, key: &str) -> Option<Vec<bool>> {
+        match self.values.get(key) {
+            Some(Value::Numbers { scalar: Scalar::Bool, bytes }) => {
+                Some(bytes.iter().map(|&byte| byte != 0).collect())
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn strings(&self, key: &str) -> Result<Option<&[String]>, HubError> {
         match self.values.get(key) {
             None => Ok(None),

@@ -2,11 +2,13 @@
 
 mod architecture;
 mod byte_pair;
+mod config;
 mod container;
 mod metadata;
 mod quantisation;
 mod rope;
 mod sentencepiece;
+mod tensor_names;
 mod tokenizer;
 mod weights;
 

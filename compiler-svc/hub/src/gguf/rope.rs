@@ -4,12 +4,18 @@ use serde_json::{Value, json};
 
 use crate::HubError;
 
-use super::architecture::{shortest, unsupported};
+use super::architecture::unsupported;
+use super::config::shortest;
 use super::container::Container;
 use super::quantisation::BlockType;
 
 /// The tensor in which files of Llama 3.1 and later have what each rotary frequency is divided by: `[head_dim / 2]`.
 pub(crate) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// The tensors in which files of Phi-3 and Phi-4 have `longrope`'s factors, each `[rotary_dim / 2]`.
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+/// The tensors that are no weights but part of the config.
+pub(crate) const FACTORS: [&str; 3] = [FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS];
 /// What llama.cpp uses when a file has no `rope.freq_base`.
 pub(crate) const DEFAULT_THETA: f64 = 10_000.0;
 
@@ -33,7 +39,7 @@ pub(crate) fn scaling(
 ) -> Result<Option<Value>, HubError> {
     let metadata = &container.metadata;
     let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
-    if let Some(factors) = read_factors(container, head_dim)? {
+    if let Some(factors) = read_factors(container, FREQUENCY_FACTORS, head_dim / 2)? {
         let Some(factor) = llama3_factor(&factors, theta) else {
             let found = format!("tensor {FREQUENCY_FACTORS:?} that is not Llama 3's scaling");
             return Err(unsupported(metadata, found, "no such tensor, or Llama 3's"));
@@ -65,11 +71,42 @@ pub(crate) fn scaling(
     }
 }
 
-fn read_factors(container: &Container, head_dim: u64) -> Result<Option<Vec<f64>>, HubError> {
-    let Some(info) = container.tensors.get(FREQUENCY_FACTORS) else { return Ok(None) };
+/// The config's `rope_scaling` of an architecture that has `longrope`'s factors in tensors, if the file has them.
+///
+/// # Errors
+/// When it has one and not the other, or they are no vectors of half the rotated dimensions.
+pub(crate) fn longrope(
+    container: &Container,
+    architecture: &str,
+    rotary_dim: u64,
+) -> Result<Option<Value>, HubError> {
+    let metadata = &container.metadata;
+    let read = |name| read_factors(container, name, rotary_dim / 2);
+    match (read(SHORT_FACTORS)?, read(LONG_FACTORS)?) {
+        (None, None) => Ok(None),
+        (Some(short), Some(long)) => {
+            let attention_factor = metadata.f64(&format!("{architecture}.rope.scaling.attn_factor"))?;
+            let list = |factors: Vec<f64>| factors.into_iter().map(shortest).collect::<Vec<_>>();
+            Ok(Some(json!({
+                "rope_type": "longrope",
+                "short_factor": list(short),
+                "long_factor": list(long),
+                "attention_factor": attention_factor.map(shortest),
+            })))
+        }
+        _ => {
+            let what = format!("of tensors {SHORT_FACTORS:?} and {LONG_FACTORS:?}, one is missing");
+            Err(HubError::corrupt(&metadata.path, what))
+        }
+    }
+}
+
+/// A vector of factors; `None` where there is no such tensor.
+fn read_factors(container: &Container, name: &str, length: u64) -> Result<Option<Vec<f64>>, HubError> {
+    let Some(info) = container.tensors.get(name) else { return Ok(None) };
     let path = container.file.path();
-    if info.kind != BlockType::F32 || info.shape != [head_dim / 2] {
-        let what = format!("tensor {FREQUENCY_FACTORS:?} is {:?} of {:?}", info.kind, info.shape);
+    if info.kind != BlockType::F32 || info.shape != [length] {
+        let what = format!("tensor {name:?} is {:?} of {:?}", info.kind, info.shape);
         return Err(HubError::corrupt(path, what));
     }
     let mut factors = Vec::new();

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use roundhouse_backend::{WeightError, WeightSource};
 
 use crate::HubError;
 use crate::file::{ReadOnlyFile, row_elements, unreadable};
 
-use super::architecture::{Architecture, TensorName};
+use super::architecture::Architecture;
 use super::container::{Container, TensorInfo};
 use super::quantisation::BlockType;
+use super::tensor_names::{Layout, TensorName};
 
 /// One tensor of the checkpoint.
 #[derive(Debug)]
 struct Tensor {
     info: TensorInfo,
-    /// Attention heads whose rows are stored interleaved.
-    interleaved_heads: Option<u64>,
+    /// Of the weight: the stored one, turned around where that is transposed.
+    shape: Vec<u64>,
+    layout: Layout,
 }
 
 /// All tensors of the checkpoint.
@@ -25,6 +29,8 @@ struct Tensor {
 pub(crate) struct GgufWeights {
     file: ReadOnlyFile,
     tensors: BTreeMap<String, Tensor>,
+    /// The last transposed tensor that was read, whole: any of its rows takes all of its blocks.
+    transposed: Mutex<Option<(String, Arc<[f32]>)>>,
 }
 
 impl GgufWeights {
@@ -36,14 +42,10 @@ impl GgufWeights {
         let mut tensors = BTreeMap::new();
         for (name, info) in container.tensors {
             match architecture.hugging_face_name(&name) {
-                Some(TensorName::Weight { name, interleaved_heads }) => {
-                    if let Some(heads) = interleaved_heads
-                        && !info.shape.first().is_some_and(|&rows| rows.is_multiple_of(2 * heads))
-                    {
-                        let what = format!("tensor {name:?} of shape {:?} is no {heads} heads", info.shape);
-                        return Err(HubError::corrupt(container.file.path(), what));
-                    }
-                    tensors.insert(name, Tensor { info, interleaved_heads });
+                Some(TensorName::Weight { name, layout }) => {
+                    let shape = weight_shape(&name, &info, layout)
+                        .map_err(|what| HubError::corrupt(container.file.path(), what))?;
+                    tensors.insert(name, Tensor { info, shape, layout });
                 }
                 Some(TensorName::Ignored) => {}
                 None => {
@@ -55,7 +57,7 @@ impl GgufWeights {
                 }
             }
         }
-        Ok(Self { file: container.file, tensors })
+        Ok(Self { file: container.file, tensors, transposed: Mutex::new(None) })
     }
 
     /// Bytes of all tensors in the file.
@@ -72,11 +74,45 @@ impl GgufWeights {
         read_elements(&self.file, info.kind, info.offset, first, out)
             .map_err(unreadable(name, self.file.path()))
     }
+
+    /// All of a tensor `[columns, rows]`, as `[rows, columns]`.
+    fn turned(&self, name: &str, info: &TensorInfo) -> Result<Arc<[f32]>, WeightError> {
+        let mut last = self.transposed.lock();
+        if let Some((_, values)) = last.as_ref().filter(|(cached, _)| cached == name) {
+            return Ok(Arc::clone(values));
+        }
+        // Released before the next one is read.
+        *last = None;
+        let [columns, rows] = [0, 1].map(|axis| info.shape.get(axis).copied().unwrap_or(0) as usize);
+        let mut stored = vec![0.0; columns * rows];
+        self.decode(name, info, 0, &mut stored)?;
+        let values: Arc<[f32]> =
+            (0..rows).flat_map(|row| stored.iter().skip(row).step_by(rows.max(1)).copied()).collect();
+        *last = Some((name.to_owned(), Arc::clone(&values)));
+        Ok(values)
+    }
+}
+
+/// The shape of a weight that is stored so, or what is wrong with it.
+fn weight_shape(name: &str, info: &TensorInfo, layout: Layout) -> Result<Vec<u64>, String> {
+    let shape = &info.shape;
+    match layout {
+        Layout::InterleavedHeads(heads)
+            if !shape.first().is_some_and(|&rows| rows.is_multiple_of(2 * heads)) =>
+        {
+            Err(format!("tensor {name:?} of shape {shape:?} is no {heads} heads"))
+        }
+        Layout::Transposed => match shape[..] {
+            [columns, rows] => Ok(vec![rows, columns]),
+            _ => Err(format!("tensor {name:?} of shape {shape:?} is no matrix")),
+        },
+        _ => Ok(shape.clone()),
+    }
 }
 
 impl WeightSource for GgufWeights {
     fn shape(&self, name: &str) -> Result<Vec<u64>, WeightError> {
-        Ok(self.tensor(name)?.info.shape.clone())
+        Ok(self.tensor(name)?.shape.clone())
     }
 
     fn names(&self) -> Vec<String> {
@@ -84,18 +120,30 @@ impl WeightSource for GgufWeights {
     }
 
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
-        let Tensor { info, interleaved_heads } = self.tensor(name)?;
-        let (first, count) = row_elements(name, &info.shape, &rows, out.len())?;
-        let Some(heads) = interleaved_heads else { return self.decode(name, info, first, out) };
-        if count == 0 {
-            return Ok(());
+        let Tensor { info, shape, layout } = self.tensor(name)?;
+        let (first, count) = row_elements(name, shape, &rows, out.len())?;
+        match layout {
+            Layout::Same => self.decode(name, info, first, out),
+            Layout::OnePlusWeight => {
+                self.decode(name, info, first, out)?;
+                out.iter_mut().for_each(|value| *value -= 1.0);
+                Ok(())
+            }
+            Layout::Transposed => {
+                let first = usize::try_from(first).unwrap_or(usize::MAX);
+                out.copy_from_slice(&self.turned(name, info)?[first..first + out.len()]);
+                Ok(())
+            }
+            Layout::InterleavedHeads(_) if count == 0 => Ok(()),
+            Layout::InterleavedHeads(heads) => {
+                let head_dim = shape.first().copied().unwrap_or(1) / heads;
+                let row_length = out.len() / (rows.end - rows.start) as usize;
+                for (row, out) in rows.zip(out.chunks_exact_mut(row_length)) {
+                    self.decode(name, info, stored_row(row, head_dim) * row_length as u64, out)?;
+                }
+                Ok(())
+            }
         }
-        let head_dim = info.shape.first().copied().unwrap_or(1) / heads;
-        let row_length = out.len() / (rows.end - rows.start) as usize;
-        for (row, out) in rows.zip(out.chunks_exact_mut(row_length)) {
-            self.decode(name, info, stored_row(row, head_dim) * row_length as u64, out)?;
-        }
-        Ok(())
     }
 }
 

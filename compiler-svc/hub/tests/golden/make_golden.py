@@ -1,9 +1,10 @@
 """Makes the golden data beside this file from libraries that this project did not write.
 
-    python make_golden.py transformers SMOLLM2.gguf   needs torch, transformers, gguf, sentencepiece
-    python make_golden.py llama.cpp SMOLLM2.gguf      needs llama-cpp-python
+    python make_golden.py transformers SMOLLM2.gguf GEMMA3.gguf   needs torch, transformers, gguf, sentencepiece
+    python make_golden.py llama.cpp SMOLLM2.gguf GEMMA3.gguf      needs llama-cpp-python
 
-SMOLLM2.gguf is SmolLM2-135M-Instruct.Q4_1.gguf as `make models` fetches it. The output does not depend on the machine.
+SMOLLM2.gguf is SmolLM2-135M-Instruct.Q4_1.gguf and GEMMA3.gguf is gemma-3-270m-q4_k_m.gguf, as
+`scripts/fetch_models.py smollm2 gemma3` fetches them. The output does not depend on the machine.
 """
 
 import json
@@ -183,6 +184,45 @@ def smollm2(path):
     })
 
 
+GEMMA3_CONFIG_FIELDS = [
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "rms_norm_eps", "vocab_size", "tie_word_embeddings", "hidden_activation",
+    "sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "bos_token_id",
+    "eos_token_id", "pad_token_id", "model_type", "architectures",
+]
+
+
+def gemma3(path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = {"pretrained_model_name_or_path": os.path.dirname(path), "gguf_file": os.path.basename(path)}
+    model = AutoModelForCausalLM.from_pretrained(**where)
+    config = AutoConfig.from_pretrained(**where)
+    layer = "model.layers.%d."
+    names = ["model.embed_tokens.weight", "model.norm.weight"] + [
+        layer % number + name
+        for number in (17,)
+        for name in (
+            "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_norm.weight", "self_attn.v_proj.weight",
+            "self_attn.o_proj.weight", "post_attention_layernorm.weight", "pre_feedforward_layernorm.weight",
+            "mlp.gate_proj.weight", "mlp.down_proj.weight", "post_feedforward_layernorm.weight",
+        )
+    ]
+    state = model.state_dict()
+    fields = {name: getattr(config, name) for name in GEMMA3_CONFIG_FIELDS}
+    fields["architectures"] = [type(model).__name__]
+    fields["rope_theta"] = config.rope_parameters["full_attention"]["rope_theta"]
+    fields["rope_local_base_freq"] = config.rope_parameters["sliding_attention"]["rope_theta"]
+    full = [index + 1 for index, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    fields["sliding_window_pattern"] = full[0]
+    assert full == list(range(full[0], config.num_hidden_layers + 1, full[0]))
+    dump("gemma3_transformers.json", {
+        "config": fields,
+        "tensor_names": sorted(name for name in state if name != "lm_head.weight"),
+        "tensors": sample(state, names),
+    })
+
+
 def sentencepiece():
     """A tiny llama with a SentencePiece vocabulary: the GGUF file, and what transformers reads from it."""
     import gguf
@@ -261,23 +301,25 @@ def sentencepiece():
     dump("tiny_sentencepiece.json", {"encodings": encodings, "tensors": sample(state, sorted(state))})
 
 
-def llama_cpp(path):
+def llama_cpp(path, name, add_bos):
     from llama_cpp import Llama
 
     model = Llama(path, vocab_only=True, verbose=False)
     texts = [text for text in TEXTS if "\x00" not in text] + TEXTS_WITH_SPACE_BEFORE_DIGITS
-    dump("smollm2_llama_cpp.json", [
-        {"text": text, "ids": model.tokenize(text.encode("utf-8"), add_bos=False, special=True)} for text in texts
+    dump(name, [
+        {"text": text, "ids": model.tokenize(text.encode("utf-8"), add_bos=add_bos, special=True)} for text in texts
     ])
 
 
 if __name__ == "__main__":
-    reference, gguf_path = sys.argv[1], os.path.abspath(sys.argv[2])
+    reference, smollm2_path, gemma3_path = sys.argv[1], *map(os.path.abspath, sys.argv[2:4])
     if reference == "transformers":
         quantisation()
-        smollm2(gguf_path)
+        smollm2(smollm2_path)
+        gemma3(gemma3_path)
         sentencepiece()
     elif reference == "llama.cpp":
-        llama_cpp(gguf_path)
+        llama_cpp(smollm2_path, "smollm2_llama_cpp.json", add_bos=False)
+        llama_cpp(gemma3_path, "gemma3_llama_cpp.json", add_bos=True)
     else:
         sys.exit(__doc__)

@@ -142,17 +142,14 @@ fn a_folder_that_lacks_something_is_refused_by_its_name() {
 }
 
 #[test]
-fn weights_quantised_by_other_tools_are_refused() {
-    let mut files = single(1);
-    files.insert("config.json".to_owned(), br#"{"quantization_config": {"quant_method": "gptq"}}"#.to_vec());
-    let error = open_files(&files).unwrap_err();
-    assert!(matches!(&error, HubError::Unsupported { found, .. } if found.contains("gptq")), "{error}");
-}
-
-#[test]
 fn broken_json_is_an_error_with_its_file() {
-    for name in ["config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json"]
-    {
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "hf_quant_config.json",
+    ] {
         let mut files = single(1);
         files.insert(name.to_owned(), b"{".to_vec());
         let error = open_files(&files).unwrap_err();

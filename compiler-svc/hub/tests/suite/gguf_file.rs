@@ -125,7 +125,7 @@ fn what_is_not_supported_is_named_with_what_is() {
     };
     type Case<'a> = (&'a dyn Fn(&mut Gguf), &'a [&'a str]);
     let cases: [Case<'_>; 9] = [
-        (&|file| file.set("general.architecture", "mamba"), &["\"mamba\"", "llama, qwen2, qwen3"]),
+        (&|file| file.set("general.architecture", "mamba"), &["\"mamba\"", "llama, phi3, qwen2, qwen3"]),
         (&|file| file.tensor("output.weight", &[8, 259]).kind = 10, &["\"output.weight\"", "Q2_K", "Q4_K"]),
         (
             &|file| {

@@ -19,18 +19,28 @@ fn json<T: for<'de> Deserialize<'de>>(name: &str) -> T {
     serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
 }
 
-fn smollm2() -> (tempfile::TempDir, Checkpoint) {
-    let path = std::env::var_os("ROUNDHOUSE_SMOLLM2_GGUF").map_or_else(
-        || {
-            let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-            root.join(".roundhouse/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
+/// A checkpoint that `scripts/fetch_models.py` fetches under this name.
+fn fetched(model: &str, file: &str, variable: &str) -> (tempfile::TempDir, Checkpoint) {
+    let path = std::env::var_os(variable).map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.roundhouse/models")).join(file),
         PathBuf::from,
     );
-    assert!(path.exists(), "{} does not exist: run `make models`", path.display());
+    assert!(
+        path.exists(),
+        "{} does not exist: run `python3 scripts/fetch_models.py {model}`",
+        path.display()
+    );
     let cache = tempfile::tempdir().unwrap();
     let checkpoint = run(open(path.to_str().unwrap(), cache.path())).unwrap();
     (cache, checkpoint)
+}
+
+fn smollm2() -> (tempfile::TempDir, Checkpoint) {
+    fetched("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "ROUNDHOUSE_SMOLLM2_GGUF")
+}
+
+fn gemma3() -> (tempfile::TempDir, Checkpoint) {
+    fetched("gemma3", "gemma-3-270m-q4_k_m.gguf", "ROUNDHOUSE_GEMMA3_GGUF")
 }
 
 fn tokenizer(checkpoint: &Checkpoint) -> Tokenizer {
@@ -74,6 +84,18 @@ fn assert_encodings(tokenizer: &Tokenizer, encodings: &[Encoding]) {
     }
 }
 
+fn assert_config(checkpoint: &Checkpoint, expected: &serde_json::Map<String, Value>) {
+    for (field, value) in expected {
+        let found = &checkpoint.config[field.as_str()];
+        let equal = match (found.as_f64(), value.as_f64()) {
+            // Transformers keeps the single-precision number that the file has.
+            (Some(found), Some(value)) => found as f32 == value as f32,
+            _ => found == value,
+        };
+        assert!(equal, "{field} is {found}, expected {value}");
+    }
+}
+
 #[derive(Deserialize)]
 struct SmolLm2 {
     chat_template: String,
@@ -88,15 +110,7 @@ fn smollm2_is_what_transformers_reads() {
     let expected: SmolLm2 = json("smollm2_transformers.json");
     let (_cache, checkpoint) = smollm2();
     assert_eq!(checkpoint.chat_template.as_ref(), Some(&expected.chat_template));
-    for (field, value) in &expected.config {
-        let found = &checkpoint.config[field.as_str()];
-        let equal = match (found.as_f64(), value.as_f64()) {
-            // Transformers keeps the single-precision number that the file has.
-            (Some(found), Some(value)) => found as f32 == value as f32,
-            _ => found == value,
-        };
-        assert!(equal, "{field} is {found}, expected {value}");
-    }
+    assert_config(&checkpoint, &expected.config);
     assert_eq!(checkpoint.names(), expected.tensor_names);
     for (name, sample) in &expected.tensors {
         assert_sample(&checkpoint, name, sample);
@@ -117,6 +131,30 @@ fn smollm2_tokenizes_as_in_transformers() {
 fn smollm2_tokenizes_as_in_llama_cpp() {
     let (_cache, checkpoint) = smollm2();
     assert_encodings(&tokenizer(&checkpoint), &json::<Vec<Encoding>>("smollm2_llama_cpp.json"));
+}
+
+#[derive(Deserialize)]
+struct Gemma3 {
+    config: serde_json::Map<String, Value>,
+    tensor_names: Vec<String>,
+    tensors: std::collections::BTreeMap<String, Sample>,
+}
+
+#[test]
+fn gemma3_is_what_transformers_reads() {
+    let expected: Gemma3 = json("gemma3_transformers.json");
+    let (_cache, checkpoint) = gemma3();
+    assert_config(&checkpoint, &expected.config);
+    assert_eq!(checkpoint.names(), expected.tensor_names);
+    for (name, sample) in &expected.tensors {
+        assert_sample(&checkpoint, name, sample);
+    }
+}
+
+#[test]
+fn gemma3_tokenizes_as_in_llama_cpp() {
+    let (_cache, checkpoint) = gemma3();
+    assert_encodings(&tokenizer(&checkpoint), &json::<Vec<Encoding>>("gemma3_llama_cpp.json"));
 }
 
 #[derive(Deserialize)]

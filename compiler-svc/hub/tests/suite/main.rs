@@ -4,6 +4,7 @@
 
 mod checkpoint_files;
 mod directory;
+mod gguf_architectures;
 mod gguf_file;
 mod gguf_files;
 mod gguf_hostile;
@@ -15,4 +16,6 @@ mod hub_resume;
 mod hub_server;
 mod mutation;
 mod object_store;
+mod quantised;
+mod quantised_hostile;
 mod safetensors_hostile;

@@ -38,7 +38,7 @@ pub(crate) fn model(name: &str, layers: u32) -> Model {
         layer.is_none_or(|layer| layer.parse::<u32>().unwrap() < layers)
     });
     let weights = golden.weights();
-    let graph = build_graph("tiny", &golden.config, &weights).unwrap().graph;
+    let graph = build_graph("tiny", &golden.config, &weights, MAX_SEQ_LEN as u32).unwrap().graph;
     Model { graph, weights }
 }
 

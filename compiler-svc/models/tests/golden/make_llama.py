@@ -97,4 +97,5 @@ def main():
     print(f"[\n{lines}\n]")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,9 +5,13 @@
 
 import json
 
+import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+SHORT = [1.0 + 0.015 * i for i in range(32)]
+LONG = [1.0 + 0.21 * i * i / 7 for i in range(32)]
+LONGROPE = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG}
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 CASES = {
@@ -108,12 +112,45 @@ CASES = {
         "max_position_embeddings": 4096,
         "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
     },
+    "longrope_within_the_original_context": {
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": LONGROPE,
+        "max_seq_len": 4096,
+    },
+    "longrope_beyond_it": {
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": LONGROPE,
+        "max_seq_len": 4097,
+    },
+    "longrope_factor": {
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rope_parameters": {
+            **LONGROPE,
+            "rope_theta": 50000.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "max_seq_len": 9000,
+    },
+    "longrope_attention_factor": {
+        "head_dim": 64,
+        "max_position_embeddings": 16384,
+        "rope_parameters": {**LONGROPE, "attention_factor": 1.25, "original_max_position_embeddings": 8192},
+        "max_seq_len": 100,
+    },
 }
 
 
-def angles(fields):
+def angles(fields, max_seq_len):
+    """As LlamaRotaryEmbedding has them while it computes a sequence of this length."""
     config = LlamaConfig.from_dict(json.loads(json.dumps(fields)))
     rotary = LlamaRotaryEmbedding(config)
+    rotary(torch.zeros(1), torch.arange(max_seq_len)[None])
     return rotary.inv_freq.tolist(), float(rotary.attention_scaling)
 
 
@@ -122,8 +159,10 @@ def main():
     for name, fields in CASES.items():
         fields = {"hidden_size": 2 * fields["head_dim"], "num_attention_heads": 2, **fields}
         fields.setdefault("max_position_embeddings", 2048)
-        inv_freq, attention_factor = angles(fields)
-        cases.append({"name": name, "config": fields, "inv_freq": inv_freq, "attention_factor": attention_factor})
+        max_seq_len = fields.pop("max_seq_len", 16)
+        inv_freq, attention_factor = angles(fields, max_seq_len)
+        case = {"name": name, "config": fields, "max_seq_len": max_seq_len}
+        cases.append({**case, "inv_freq": inv_freq, "attention_factor": attention_factor})
     lines = ",\n".join("  " + json.dumps(case) for case in cases)
     print(f"[\n{lines}\n]")
 

@@ -1,4 +1,5 @@
 //! Checkpoints whose weights follow from their tensors' names, as in `golden/make_llama.py`.
+#![expect(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
 
@@ -20,9 +21,14 @@ pub(crate) struct Golden {
 }
 
 impl Golden {
-    /// All of them.
+    /// All Llamas.
     pub(crate) fn all() -> Vec<Self> {
         serde_json::from_str(include_str!("../golden/llama.json")).unwrap()
+    }
+
+    /// Those of every family, as in `golden/make_families.py`.
+    pub(crate) fn families() -> Vec<Self> {
+        serde_json::from_str(include_str!("../golden/families.json")).unwrap()
     }
 
     /// The one of this name.

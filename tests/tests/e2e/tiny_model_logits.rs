@@ -1,29 +1,47 @@
-//! Every way that the Llama family differs gives Transformers' logits in fp32, in every cache, however the tokens are
-//! cut into steps, and its greedy tokens in half precision.
+//! Every family, in each way that its checkpoints differ, gives Transformers' logits in fp32, in every cache, however the
+//! tokens are cut into steps, and its greedy tokens in half precision.
+
+use std::collections::BTreeSet;
 
 use roundhouse_backend::{Cache, LogitsRequest, Model, Runtime as _, Sequence};
 use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
 use roundhouse_engine::{CacheKind, Precision};
-use roundhouse_proto::compiler::{CompileEngineRequest, CompileOptions};
-use roundhouse_tests::golden::{self, TinyCase, TinyLlama};
+use roundhouse_proto::compiler::{CompileEngineRequest, CompileOptions, ListModelFamiliesRequest};
+use roundhouse_tests::golden::{self, TinyCase, TinyModel};
 use roundhouse_tests::greedy::GreedyCheck;
-use roundhouse_tests::harness::{Shared, engine_files, shared, tiny_llama_request, tokens};
+use roundhouse_tests::harness::{
+    LoadedEngine, Shared, compile_options, compile_request, engine_files, shared, tokens,
+};
 
 /// Both sides compute in fp32, in another order. Logits reach 45, and the reference's are up to 5e-5 from those that
 /// Transformers computes in float64: twice that.
 const LOGIT_ERROR: f32 = 1e-4;
 
+/// A compilation of a tiny model.
+fn request(
+    golden: &TinyModel,
+    precision: Precision,
+    cache: CacheKind,
+    all_logits: bool,
+) -> CompileEngineRequest {
+    let options = CompileOptions {
+        all_logits: Some(all_logits),
+        max_seq_len: golden.max_seq_len,
+        ..compile_options(precision, cache)
+    };
+    compile_request(&golden.checkpoint, options)
+}
+
 /// An engine that gives every position's logits, or the last one's, in a runtime of this process.
-async fn load(shared: &Shared, name: &str, cache: CacheKind, all_logits: bool) -> Box<dyn Model> {
-    let request = tiny_llama_request(name, Precision::Fp32, cache);
-    let options = CompileOptions { all_logits: Some(all_logits), ..request.options.unwrap() };
-    let key = shared.compiler.key(CompileEngineRequest { options: Some(options), ..request }).await.unwrap();
+async fn load(shared: &Shared, golden: &TinyModel, cache: CacheKind, all_logits: bool) -> Box<dyn Model> {
+    let request = request(golden, Precision::Fp32, cache, all_logits);
+    let key = shared.compiler.key(request).await.unwrap();
     let pulled = engine_files(shared, &key).await.unwrap();
     CpuRuntime::new(CpuOptions { threads: Some(1) }).load(pulled.files()).unwrap()
 }
 
 /// A golden sequence on its way through a model: the prompt, then the reference's tokens one after the other.
-struct Feed<'a> {
+pub(crate) struct Feed<'a> {
     case: &'a TinyCase,
     tokens: Vec<u32>,
     cache: Box<dyn Cache>,
@@ -31,7 +49,7 @@ struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    fn new(model: &dyn Model, case: &'a TinyCase) -> Self {
+    pub(crate) fn new(model: &dyn Model, case: &'a TinyCase) -> Self {
         // The last output token is chosen by the last logits, and feeds nothing.
         let (_, fed) = case.output_token_ids.split_last().unwrap();
         let tokens = [&case.prompt_token_ids, fed].concat();
@@ -44,7 +62,7 @@ impl<'a> Feed<'a> {
     }
 
     /// The next step's tokens, at most `tokens`.
-    fn sequence(&mut self, tokens: usize, request: LogitsRequest) -> Sequence<'_> {
+    pub(crate) fn sequence(&mut self, tokens: usize, request: LogitsRequest) -> Sequence<'_> {
         let first = self.cache.len();
         let end = (first + tokens).min(self.tokens.len());
         Sequence {
@@ -53,6 +71,12 @@ impl<'a> Feed<'a> {
             request,
             logits: &mut self.logits,
         }
+    }
+
+    /// The last step's logits.
+    #[cfg(feature = "tensorrt")]
+    pub(crate) fn logits(&self) -> &[f32] {
+        &self.logits
     }
 
     /// What Transformers computes at a position; `None` where the golden file leaves it out.
@@ -84,7 +108,7 @@ impl<'a> Feed<'a> {
 
 /// Feeds all cases alone, each in steps of these sizes in turn, and compares every position that there is a reference
 /// for.
-fn every_position_is_right(model: &dyn Model, golden: &TinyLlama, steps: &[usize], context: &str) {
+pub(crate) fn every_position_is_right(model: &dyn Model, golden: &TinyModel, steps: &[usize], context: &str) {
     for case in &golden.cases {
         let mut feed = Feed::new(model, case);
         let mut compared = 0;
@@ -104,9 +128,9 @@ fn every_position_is_right(model: &dyn Model, golden: &TinyLlama, steps: &[usize
 #[tokio::test]
 async fn prompts_at_once_and_then_token_by_token_give_transformers_logits_in_every_cache() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_llamas().unwrap() {
+    for golden in golden::tiny_models().unwrap() {
         for &cache in CacheKind::ALL {
-            let model = load(&shared, golden.name, cache, true).await;
+            let model = load(&shared, &golden, cache, true).await;
             let context = format!("{} {cache}", golden.name);
             for case in &golden.cases {
                 let mut feed = Feed::new(&*model, case);
@@ -127,9 +151,9 @@ async fn prompts_at_once_and_then_token_by_token_give_transformers_logits_in_eve
 #[tokio::test]
 async fn steps_of_odd_sizes_give_transformers_logits_in_every_cache() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_llamas().unwrap() {
+    for golden in golden::tiny_models().unwrap() {
         for &cache in CacheKind::ALL {
-            let model = load(&shared, golden.name, cache, true).await;
+            let model = load(&shared, &golden, cache, true).await;
             for steps in [&[3][..], &[1, 31, 2, 17, 5], &[64, 1], &[127]] {
                 let context = format!("{} {cache} in steps of {steps:?}", golden.name);
                 every_position_is_right(&*model, &golden, steps, &context);
@@ -141,9 +165,9 @@ async fn steps_of_odd_sizes_give_transformers_logits_in_every_cache() {
 #[tokio::test]
 async fn ragged_batches_give_transformers_logits() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_llamas().unwrap() {
+    for golden in golden::tiny_models().unwrap() {
         for &cache in CacheKind::ALL {
-            let model = load(&shared, golden.name, cache, true).await;
+            let model = load(&shared, &golden, cache, true).await;
             let context = format!("{} {cache} in one batch", golden.name);
             // Some sequences still read their prompts while others decode, and they end one after the other.
             let sizes = [1, 2, 7, 13];
@@ -173,9 +197,9 @@ async fn ragged_batches_give_transformers_logits() {
 #[tokio::test]
 async fn engines_of_last_token_logits_give_transformers_logits() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_llamas().unwrap() {
+    for golden in golden::tiny_models().unwrap() {
         for &cache in CacheKind::ALL {
-            let model = load(&shared, golden.name, cache, false).await;
+            let model = load(&shared, &golden, cache, false).await;
             let context = format!("{} {cache}", golden.name);
             for case in &golden.cases {
                 let mut feed = Feed::new(&*model, case);
@@ -190,38 +214,72 @@ async fn engines_of_last_token_logits_give_transformers_logits() {
     }
 }
 
+#[tokio::test]
+async fn gguf_files_of_the_same_weights_give_transformers_logits() {
+    let shared = shared().await.unwrap();
+    let mut compared = 0;
+    for golden in golden::tiny_models().unwrap() {
+        let Some(gguf) = golden.gguf.clone() else { continue };
+        let of_gguf = TinyModel { checkpoint: gguf, ..golden };
+        let model = load(&shared, &of_gguf, CacheKind::InPlace, true).await;
+        every_position_is_right(&*model, &of_gguf, &[64, 1], &format!("{} as GGUF", of_gguf.name));
+        compared += 1;
+    }
+    assert!(compared > 0);
+}
+
 /// Weights, keys and values are rounded to half precision once each; the errors of two layers and the head add up to
 /// less than this many roundings of the largest logit.
-const ROUNDINGS: f32 = 16.0;
+pub(crate) const ROUNDINGS: f32 = 16.0;
 
 #[tokio::test]
 async fn half_precisions_give_transformers_tokens_where_margins_allow() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_llamas().unwrap() {
+    for golden in golden::tiny_models().unwrap() {
         for (precision, rounding) in
             [(Precision::Fp16, 2.0_f32.powi(-11)), (Precision::Bf16, 2.0_f32.powi(-8))]
         {
-            let request = tiny_llama_request(golden.name, precision, CacheKind::InPlace);
-            let key = shared.compiler.key(request).await.unwrap();
-            let engine = shared.executor.engine(&key).await.unwrap();
-            let mut required = 0;
-            for case in &golden.cases {
-                let largest =
-                    case.step_logits.rows().flatten().fold(0.0_f32, |max, logit| max.max(logit.abs()));
-                let margins = case.step_logits.margins();
-                let bound = ROUNDINGS * rounding * largest;
-                let mut check =
-                    GreedyCheck::new(&case.prompt_token_ids, &case.output_token_ids, &margins, bound)
-                        .unwrap();
-                while let Some((so_far, steps)) = check.next_run() {
-                    let request = tokens(&so_far, u32::try_from(steps).unwrap());
-                    let generated = engine.generate(request).await.unwrap();
-                    let observed = check.observe(&generated.token_ids);
-                    assert!(observed.is_ok(), "{} {precision}: {observed:?}", golden.name);
+            for &cache in CacheKind::ALL {
+                let key = shared.compiler.key(request(&golden, precision, cache, false)).await.unwrap();
+                let engine = shared.executor.engine(&key).await.unwrap();
+                let mut required = 0;
+                for case in &golden.cases {
+                    required +=
+                        check_tokens(&engine, case, rounding, &format!("{} {key}", golden.name)).await;
                 }
-                required += check.report().required;
+                assert!(required > 0, "{} {precision} {cache}: nothing had to be equal", golden.name);
             }
-            assert!(required > 0, "{} {precision}: nothing had to be equal", golden.name);
         }
     }
+}
+
+/// Compares greedy tokens in a precision of this rounding. Returns the number of steps at which the reference's token
+/// was required.
+async fn check_tokens(engine: &LoadedEngine, case: &TinyCase, rounding: f32, context: &str) -> usize {
+    let largest = case.step_logits.rows().flatten().fold(0.0_f32, |max, logit| max.max(logit.abs()));
+    let margins = case.step_logits.margins();
+    let bound = ROUNDINGS * rounding * largest;
+    let mut check =
+        GreedyCheck::new(&case.prompt_token_ids, &case.output_token_ids, &margins, bound).unwrap();
+    while let Some((so_far, steps)) = check.next_run() {
+        let generated = engine.generate(tokens(&so_far, u32::try_from(steps).unwrap())).await.unwrap();
+        let observed = check.observe(&generated.token_ids);
+        assert!(observed.is_ok(), "{context}: {observed:?}");
+    }
+    check.report().required
+}
+
+#[tokio::test]
+async fn every_family_that_is_listed_is_compared() {
+    let shared = shared().await.unwrap();
+    let families =
+        shared.compiler.client.clone().list_model_families(ListModelFamiliesRequest {}).await.unwrap();
+    let listed: BTreeSet<String> =
+        families.into_inner().families.into_iter().map(|family| family.architecture).collect();
+    let architecture = |golden: &TinyModel| {
+        let config = std::fs::read(golden.checkpoint.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        config["architectures"][0].as_str().unwrap().to_owned()
+    };
+    assert_eq!(golden::tiny_models().unwrap().iter().map(architecture).collect::<BTreeSet<_>>(), listed);
 }

@@ -1,0 +1,101 @@
+//! Quantises the weights of products; activations stay as they are.
+//!
+//! Runs after the precision is set: the bytes are made of the checkpoint's numbers, not of rounded ones.
+
+use std::collections::HashSet;
+
+use roundhouse_graph::{
+    DType, Graph, NodeId, Op, PassReport, Quantization, QuantizedLinearAttributes, QuantizedPart, Rewriter,
+    WeightExpr, WeightFormat,
+};
+
+use crate::LoweringError;
+use crate::quantized_linear::{Parts, quantize, sizes, tensors_used_otherwise, weight};
+
+const NAME: &str = "weight_only_quantization";
+
+/// Turns products into ones with weights of few bits, which the builder makes of the checkpoint's. Left as they are:
+/// weights whose tensors are used for something else too (an output layer tied to the embedding), weights whose columns
+/// the group size does not divide, and, but for `int8`, the output layer, whose rounding goes into the logits
+/// undamped.
+///
+/// # Errors
+/// When a group is of no whole bytes ([`LoweringError::Options`]).
+pub fn weight_only_quantization(
+    graph: Graph,
+    quantization: Quantization,
+) -> Result<(Graph, PassReport), LoweringError> {
+    let Quantization { format, group_size } = quantization;
+    let group_bits = u64::from(group_size) * u64::from(format.bits());
+    if group_bits == 0 || !group_bits.is_multiple_of(8) {
+        return Err(LoweringError::Options {
+            option: "group_size",
+            found: group_size.to_string(),
+            expected: format!("whole bytes of {}", format.name()),
+        });
+    }
+    let mut rewriter = Rewriter::new(graph);
+    let used_otherwise = tensors_used_otherwise(rewriter.graph());
+    let output_layers = output_layers(&rewriter);
+    let (mut quantized, mut shared, mut indivisible, mut heads) = (0, 0, 0, 0);
+    for id in rewriter.nodes_where(|_| true) {
+        let graph = rewriter.graph();
+        let Some((value, expr)) = weight(graph, rewriter.node(id)) else { continue };
+        let columns = sizes(graph, value).map(|[_, columns]| columns);
+        if expr.tensors().iter().any(|&tensor| used_otherwise.contains(tensor)) {
+            shared += 1;
+        } else if columns.is_none_or(|columns| columns % i64::from(group_size) != 0) {
+            indivisible += 1;
+        } else if format != WeightFormat::Int8 && output_layers.contains(&id) {
+            heads += 1;
+        } else {
+            let part = |part| WeightExpr::Quantized { of: Box::new(expr.clone()), quantization, part };
+            let parts = Parts {
+                attributes: QuantizedLinearAttributes { quantization, has_offsets: false },
+                dtype: DType::F16,
+                values: part(QuantizedPart::Values),
+                scales: part(QuantizedPart::Scales),
+                offsets: None,
+            };
+            quantize(&mut rewriter, id, parts)?;
+            quantized += 1;
+        }
+    }
+    let removed = rewriter.remove_dead();
+    let counts = [
+        ("quantized_linears", quantized),
+        ("left_shared", shared),
+        ("left_indivisible", indivisible),
+        ("left_output_layers", heads),
+        ("removed_weights", removed.weights),
+    ];
+    Ok((rewriter.finish()?, PassReport::new(NAME, counts)))
+}
+
+/// The products that make the outputs, but for what is done to each number or picks some of them.
+fn output_layers(rewriter: &Rewriter) -> HashSet<NodeId> {
+    let mut found = HashSet::new();
+    for &output in rewriter.graph().outputs() {
+        let mut value = output;
+        while let Some(id) = rewriter.producer(value) {
+            let node = rewriter.node(id);
+            match (&node.op, node.inputs.first()) {
+                (
+                    Op::Cast { .. }
+                    | Op::Scale { .. }
+                    | Op::SoftCap { .. }
+                    | Op::LastToken
+                    | Op::Slice { .. }
+                    | Op::Reshape { .. },
+                    Some(&input),
+                ) => value = input,
+                (Op::Linear, _) => {
+                    found.insert(id);
+                    break;
+                }
+                _ => break,
+            }
+        }
+    }
+    found
+}

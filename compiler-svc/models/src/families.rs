@@ -1,0 +1,26 @@
+//! The table of families, one file each.
+
+mod gemma3;
+mod gpt2;
+mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod smollm3;
+
+use crate::ModelFamily;
+
+/// The families this compiler knows.
+pub const FAMILIES: &[ModelFamily] = &[
+    gemma3::FAMILY,
+    gpt2::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    olmo2::FAMILY,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    smollm3::FAMILY,
+];

@@ -1,0 +1,141 @@
+//! TensorRT engines of every family, built by the real library through the compiler service. Where no GPU runs their
+//! plans, the network that each was built from runs in host memory, under the real runtime: it gives Transformers' logits
+//! in fp32, and its greedy tokens in half precision.
+
+use std::path::PathBuf;
+
+use roundhouse_backend::{LogitsRequest, Model, Runtime as _};
+use roundhouse_engine::{CacheKind, Precision, blob_names};
+use roundhouse_proto::compiler::{self, Backend, CompileEngineRequest, CompileOptions, WeightPlacement};
+use roundhouse_store::PulledEngine;
+use roundhouse_tensorrt_host_device::{HostMachine, NetworkBuilder};
+use roundhouse_tensorrt_runtime::TensorRtRuntime;
+use roundhouse_tests::golden::{self, TinyModel};
+use roundhouse_tests::harness::{
+    Shared, compile_options, compile_request, engine_files, shared, smollm2_request,
+};
+
+use crate::tiny_model_logits::{Feed, ROUNDINGS, every_position_is_right};
+
+/// The same engine for TensorRT, its weights beside the plan or in it.
+fn for_tensorrt(request: CompileEngineRequest, weights: WeightPlacement) -> CompileEngineRequest {
+    let options = CompileOptions {
+        backend: Some(Backend::Tensorrt.into()),
+        targets: vec!["sm_89".to_owned(), "sm_120".to_owned()],
+        tensorrt: Some(compiler::TensorRtOptions { weights: Some(weights.into()), ..Default::default() }),
+        ..request.options.unwrap()
+    };
+    CompileEngineRequest { options: Some(options), ..request }
+}
+
+/// An engine of a tiny model with its weights beside the plan.
+async fn build(
+    shared: &Shared,
+    golden: &TinyModel,
+    precision: Precision,
+    cache: CacheKind,
+    all_logits: bool,
+) -> PulledEngine {
+    let options = CompileOptions {
+        all_logits: Some(all_logits),
+        max_seq_len: golden.max_seq_len,
+        ..compile_options(precision, cache)
+    };
+    let request = for_tensorrt(compile_request(&golden.checkpoint, options), WeightPlacement::Separate);
+    let key = shared.compiler.key(request).await.unwrap();
+    engine_files(shared, &key).await.unwrap()
+}
+
+/// The engine's network, with its weights, in host memory.
+fn interpret(engine: &PulledEngine) -> Box<dyn Model> {
+    let mut files = engine.files().clone();
+    // The machine knows no other version; what it loads is told by the files.
+    files.manifest.backend_version = NetworkBuilder::VERSION.to_owned();
+    TensorRtRuntime::on(HostMachine::default(), None).load(&files).unwrap()
+}
+
+#[tokio::test]
+async fn engines_of_every_family_give_transformers_logits_in_every_cache() {
+    let shared = shared().await.unwrap();
+    for golden in golden::tiny_models().unwrap() {
+        for &cache in CacheKind::ALL {
+            let engine = build(&shared, &golden, Precision::Fp32, cache, true).await;
+            let model = interpret(&engine);
+            let context = format!("{} {cache} for TensorRT", golden.name);
+            // Without a cache each step computes everything before it again: in few steps, then.
+            let steps: &[usize] = if cache == CacheKind::None { &[130, 31] } else { &[64, 1] };
+            every_position_is_right(&*model, &golden, steps, &context);
+        }
+    }
+}
+
+#[tokio::test]
+async fn half_precision_engines_of_every_family_give_transformers_tokens_where_margins_allow() {
+    let shared = shared().await.unwrap();
+    let mut required = 0;
+    for golden in golden::tiny_models().unwrap() {
+        for (precision, rounding) in
+            [(Precision::Fp16, 2.0_f32.powi(-11)), (Precision::Bf16, 2.0_f32.powi(-8))]
+        {
+            for &cache in CacheKind::ALL {
+                let engine = build(&shared, &golden, precision, cache, false).await;
+                let model = interpret(&engine);
+                let context = format!("{} {precision} {cache} for TensorRT", golden.name);
+                required += check_last_logits(&*model, &golden, rounding, &context);
+            }
+        }
+    }
+    assert!(required > 0, "nothing had to be equal");
+}
+
+/// Feeds the reference's own tokens, and compares the largest logit wherever its margin is above what rounding can
+/// move. Returns how many were compared.
+fn check_last_logits(model: &dyn Model, golden: &TinyModel, rounding: f32, context: &str) -> usize {
+    let mut compared = 0;
+    for case in &golden.cases {
+        let largest = case.step_logits.rows().flatten().fold(0.0_f32, |max, logit| max.max(logit.abs()));
+        let bound = ROUNDINGS * rounding * largest;
+        let mut feed = Feed::new(model, case);
+        let mut step = case.prompt_token_ids.len();
+        let steps = case.step_logits.margins().into_iter().zip(&case.output_token_ids).enumerate();
+        for (index, (margin, &token)) in steps {
+            model.forward(&mut [feed.sequence(step, LogitsRequest::Last)]).unwrap();
+            let best = feed.logits().iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+            if margin > 2.0 * bound {
+                assert_eq!(best.map(|(id, _)| id as u32), Some(token), "{context}: step {index}");
+                compared += 1;
+            }
+            step = 1;
+        }
+    }
+    compared
+}
+
+#[tokio::test]
+async fn smollm2_builds_in_every_cache_with_its_weights_in_the_plan() {
+    let shared = shared().await.unwrap();
+    for &cache in CacheKind::ALL {
+        let request =
+            for_tensorrt(smollm2_request(Precision::Fp16, cache).unwrap(), WeightPlacement::Embedded);
+        let compiled = shared.compiler.compile(request).await.unwrap();
+        let engine = compiled.engine.unwrap();
+        let size = |name: &str| engine.blobs.iter().find(|blob| blob.name == name).map(|blob| blob.size);
+        let weights = compiled.memory_plan.unwrap().weight_bytes;
+        let plan = size(blob_names::PLAN).unwrap();
+        assert!(plan > weights && plan < weights * 17 / 10, "{cache}: {plan} bytes for {weights} of weights");
+        assert_eq!(size(blob_names::WEIGHTS), None, "{cache}: the weights are in the plan");
+    }
+}
+
+#[tokio::test]
+async fn weights_beside_a_plan_are_the_blob_of_the_cpu_engine() {
+    let shared = shared().await.unwrap();
+    let checkpoint = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/tiny-llama-2");
+    let request = compile_request(&checkpoint, compile_options(Precision::Fp16, CacheKind::InPlace));
+    let digest = async |request| {
+        let engine = shared.compiler.compile(request).await.unwrap().engine.unwrap();
+        engine.blobs.into_iter().find(|blob| blob.name == blob_names::WEIGHTS).unwrap().sha256
+    };
+    let of_cpu = digest(request.clone()).await;
+    assert_eq!(digest(for_tensorrt(request, WeightPlacement::Separate)).await, of_cpu);
+}
