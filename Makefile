@@ -6,7 +6,7 @@ MODELS := .roundhouse/models
 SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models build demo test check bench clean
+.PHONY: help setup models tensorrt build demo test check bench clean
 
 help: ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,18 +19,23 @@ models: $(SMOLLM2) ## Get the small real model (SmolLM2-135M-Instruct, 98 MB)
 $(SMOLLM2): scripts/fetch_models.py | setup
 	@python3 scripts/fetch_models.py
 
+tensorrt: setup ## Get NVIDIA's TensorRT for RTX (95 MB, proprietary licence)
+	@python3 scripts/fetch_tensorrt.py
+
 build: setup ## Build the release binary
 	$(CARGO) build --release --locked --bin roundhouse
 
-demo: build models ## Start both services, compile SmolLM2 and stream an answer
+demo: build models tensorrt ## Start both services, compile SmolLM2 and stream an answer
 	@scripts/demo.sh $(BINARY)
 
-test: setup models ## Every test
+test: setup models tensorrt ## Every test
 	$(CARGO) test --workspace --locked
 
-check: setup ## What CI checks beside the tests: format, lints, documentation, dependencies
+check: setup ## What CI checks beside the tests: format, lints, features, documentation, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) check -p roundhouse --no-default-features --locked
+	$(CARGO) check -p roundhouse --features tensorrt-enterprise --locked
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --quiet cargo-deny@0.20.2
 	$(CARGO) deny --all-features check bans licenses sources

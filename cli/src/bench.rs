@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use crate::clients::ServiceArgs;
-use crate::compile::{self, ModelArgs};
+use crate::compile;
 use crate::generate::generate;
+use crate::model_args::ModelArgs;
 use crate::output;
 
 /// Bytes that the bandwidth measurement reads: more than the caches that a core has to itself.

@@ -6,13 +6,14 @@ use anyhow::Context as _;
 use clap::Args;
 use roundhouse_proto::executor::{
     CancelRequest, ChatMessage, ChatMessages, CreateSessionRequest, DeleteSessionRequest, FinishReason,
-    GenerateRequest, LoadEngineRequest, StoppingOptions, generate_request,
+    GenerateRequest, GetLoadRequest, LoadEngineRequest, StoppingOptions, generate_request,
 };
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::clients::ServiceArgs;
-use crate::compile::{self, ModelArgs};
+use crate::compile;
 use crate::generate::{SamplingArgs, generate};
+use crate::model_args::ModelArgs;
 
 /// `roundhouse chat`.
 #[derive(Debug, Args)]
@@ -34,7 +35,9 @@ pub(crate) struct ChatArgs {
 pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
     let mut compiler = args.services.compiler().await?;
     let mut executor = args.services.executor().await?;
-    let compiled = compile::compile(&mut compiler, args.model.request()).await?;
+    let runtimes = executor.get_load(GetLoadRequest {}).await?.into_inner().runtimes;
+    let request = args.model.request_to_run(&runtimes);
+    let compiled = compile::compile(&mut compiler, request).await?;
     let engine_key = compiled.engine.context("the compiler's answer has no engine")?.key;
     executor.load_engine(LoadEngineRequest { engine_key: engine_key.clone() }).await?;
     let create = CreateSessionRequest { engine: Some(engine_key.clone()), ..CreateSessionRequest::default() };

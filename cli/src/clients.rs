@@ -13,6 +13,7 @@ use roundhouse_rpc::{MAX_MESSAGE_BYTES, Server, ServerConfig};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::serve;
+use crate::tensorrt_library::LibraryArgs;
 
 /// Where the services are.
 #[derive(Debug, Clone, Args)]
@@ -32,6 +33,8 @@ pub(crate) struct ServiceArgs {
     /// Threads of the embedded CPU backend; one a core by default.
     #[arg(long, global = true)]
     pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) library: LibraryArgs,
 }
 
 impl ServiceArgs {

@@ -1,83 +1,23 @@
 //! `compile`: a model into an engine, with progress.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message as _;
-use roundhouse_engine::{BackendKind, CacheKind, Precision};
 use roundhouse_proto::compiler::{
-    self, CompileEngineRequest, CompileEngineResponse, CompileOptions, PassReport, Stage, StageProgress,
-    WatchCompileRequest, compile_event,
+    CompileEngineRequest, CompileEngineResponse, PassReport, Stage, StageProgress, WatchCompileRequest,
+    compile_event,
 };
 use roundhouse_proto::google::longrunning::operation;
 
 use crate::clients::{Compiler, ServiceArgs};
-use crate::output;
-
-/// What to compile and how.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ModelArgs {
-    /// A hub ID, a folder or GGUF file, or an object-store URL.
-    #[arg(long)]
-    pub(crate) model: String,
-    /// A branch, tag or commit of a hub ID.
-    #[arg(long)]
-    pub(crate) revision: Option<String>,
-    /// fp32, fp16 or bf16.
-    #[arg(long, alias = "model-precision", default_value = "fp16", ignore_case = true)]
-    pub(crate) precision: Precision,
-    /// none, static_v1, static_v2 or in_place.
-    #[arg(long, default_value = "in_place")]
-    pub(crate) cache: CacheKind,
-    /// tensorrt, cuda or cpu; the best that can be by default.
-    #[arg(long)]
-    pub(crate) backend: Option<BackendKind>,
-    /// Prompt and new tokens of one sequence together.
-    #[arg(long, value_name = "TOKENS")]
-    pub(crate) max_seq_len: Option<u32>,
-    /// Sequences in one step.
-    #[arg(long, value_name = "SEQUENCES")]
-    pub(crate) max_batch_size: Option<u32>,
-}
-
-impl ModelArgs {
-    /// The request.
-    pub(crate) fn request(&self) -> CompileEngineRequest {
-        let precision = match self.precision {
-            Precision::Fp32 => compiler::Precision::Fp32,
-            Precision::Fp16 => compiler::Precision::Fp16,
-            Precision::Bf16 => compiler::Precision::Bf16,
-        };
-        let cache = match self.cache {
-            CacheKind::None => compiler::CacheKind::None,
-            CacheKind::StaticV1 => compiler::CacheKind::StaticV1,
-            CacheKind::StaticV2 => compiler::CacheKind::StaticV2,
-            CacheKind::InPlace => compiler::CacheKind::InPlace,
-        };
-        let backend = self.backend.map(|backend| match backend {
-            BackendKind::TensorRt => compiler::Backend::Tensorrt,
-            BackendKind::Cuda => compiler::Backend::Cuda,
-            BackendKind::Cpu => compiler::Backend::Cpu,
-        });
-        CompileEngineRequest {
-            model: self.model.clone(),
-            revision: self.revision.clone(),
-            options: Some(CompileOptions {
-                precision: Some(precision.into()),
-                cache: Some(cache.into()),
-                backend: backend.map(Into::into),
-                max_seq_len: self.max_seq_len,
-                max_batch_size: self.max_batch_size,
-                all_logits: None,
-            }),
-            validate_only: None,
-            force: None,
-        }
-    }
-}
+use crate::model_args::ModelArgs;
+use crate::{dump, output};
 
 /// `roundhouse compile`.
 #[derive(Debug, Args)]
@@ -92,6 +32,10 @@ pub(crate) struct CompileArgs {
     /// Build even if the engine exists.
     #[arg(long)]
     force: bool,
+    /// Write the engine's graphs to this folder, as text, DOT and JSON: the model's own before any pass
+    /// (graph.source), and the one that the backend built (graph).
+    #[arg(long, value_name = "DIR", conflicts_with = "dry_run")]
+    dump_graph: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -105,6 +49,10 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
     let response = compile(&mut compiler, request).await?;
     let engine = response.engine.context("the compiler's answer has no engine")?;
     let plan = response.memory_plan.unwrap_or_default();
+    let size: u64 = engine.blobs.iter().map(|blob| blob.size).sum();
+    if let Some(folder) = &args.dump_graph {
+        dump::graphs(&mut compiler, &engine, folder).await?;
+    }
     if args.json {
         return output::print_json(&serde_json::json!({
             "engine_key": engine.key,
@@ -117,7 +65,9 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
             "kv_bytes_per_token": plan.kv_bytes_per_token,
             "workspace_bytes": plan.workspace_bytes,
             "peak_memory_bytes": response.peak_memory_bytes,
+            "engine_bytes": size,
             "passes": passes(&response.passes),
+            "ops": response.ops,
         }));
     }
     for pass in &response.passes {
@@ -127,12 +77,20 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
     println!("engine     {}", engine.key);
     println!("model      {} ({})", engine.model, engine.architecture);
     println!("target     {}", engine.target);
+    if !response.ops.is_empty() {
+        let ops: BTreeMap<_, _> = response.ops.iter().collect();
+        let ops: Vec<String> = ops.iter().map(|(op, count)| format!("{op} {count}")).collect();
+        println!("ops        {}", ops.join(", "));
+    }
     let how = match (args.dry_run, response.reused) {
         (true, _) => "not built: dry run".to_owned(),
         (false, true) => "reused: the store had it".to_owned(),
         (false, false) => format!("built in {:.2} s", response.compile_ms as f64 / 1e3),
     };
     println!("result     {how}");
+    if size > 0 {
+        println!("size       {}", output::bytes(size));
+    }
     println!(
         "memory     weights {}, KV cache {} a token, workspace {}",
         output::bytes(plan.weight_bytes),

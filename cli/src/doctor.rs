@@ -1,17 +1,35 @@
 //! `doctor`: what this machine can build and run, and what to install.
 
-use std::path::Path;
-use std::process::Command;
+mod backends;
+mod conformance;
+mod libraries;
+mod machine;
 
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure};
 use clap::Args;
+use roundhouse_engine::BackendKind;
 use roundhouse_models::FAMILIES;
 use serde::Serialize;
 
-use crate::output;
+use crate::tensorrt_library::LibraryArgs;
+use crate::{output, serve};
+use backends::{BackendReport, Backends};
+use libraries::LibraryReport;
+use machine::Machine;
 
 /// `roundhouse doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// Run the suite that every backend passes on this one. Fails where it cannot run, and says what is missing.
+    #[arg(long)]
+    backend: Option<BackendKind>,
+    /// The home folder, in which libraries are looked for.
+    #[arg(long, env = "ROUNDHOUSE_HOME", value_name = "DIR")]
+    home: Option<PathBuf>,
+    #[command(flatten)]
+    library: LibraryArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -20,108 +38,70 @@ pub(crate) struct DoctorArgs {
 /// What was found.
 #[derive(Debug, Serialize)]
 struct Report {
-    os: &'static str,
-    arch: &'static str,
-    cores: usize,
-    memory_bytes: Option<u64>,
-    /// Instruction sets that the CPU backend uses where they are there.
-    cpu_features: Vec<&'static str>,
-    /// What the kernels will use.
-    cpu_path: String,
-    nvidia_driver: Option<String>,
-    python: Option<String>,
+    #[serde(flatten)]
+    machine: Machine,
     model_families: Vec<&'static str>,
-    backends: Vec<Backend>,
+    backends: Vec<BackendReport>,
+    /// The libraries of backends that were found.
+    libraries: Vec<LibraryReport>,
+    /// With `--backend`, what became of each promise of the suite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conformance: Option<Vec<conformance::Outcome>>,
 }
 
-/// What a backend can do here.
-#[derive(Debug, Serialize)]
-struct Backend {
-    name: &'static str,
-    builds: bool,
-    runs: bool,
-    /// Why not, and what to do.
-    note: String,
+pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<()> {
+    // Libraries are loaded and models run: no work for the runtime's threads.
+    tokio::task::spawn_blocking(move || examine(&args)).await?
 }
 
-pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let report = examine();
+fn examine(args: &DoctorArgs) -> anyhow::Result<()> {
+    let home = serve::home(args.home.as_deref());
+    let search = args.library.search(&home);
+    let backends = Backends::open(&home, &search);
+    let mut report = Report {
+        machine: Machine::examine(),
+        model_families: FAMILIES.iter().map(|family| family.architecture).collect(),
+        backends: BackendKind::ALL.iter().map(|&kind| backends.report(kind)).collect(),
+        libraries: libraries::find(&search),
+        conformance: None,
+    };
+    if !args.json {
+        print(&report);
+    }
+    let Some(kind) = args.backend else {
+        return if args.json { output::print_json(&report) } else { Ok(()) };
+    };
+    let (builder, runtime) = match backends.both(kind) {
+        Ok(both) => both,
+        Err(missing) => {
+            if args.json {
+                output::print_json(&report)?;
+            }
+            bail!("the {kind} backend cannot be examined here: {}", missing.join("; "));
+        }
+    };
+    let outcomes = conformance::run(&*builder, &*runtime, |outcome| {
+        if !args.json {
+            println!("{outcome}");
+        }
+    });
+    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
+    let all = outcomes.len();
+    report.conformance = Some(outcomes);
     if args.json {
-        return output::print_json(&report);
+        output::print_json(&report)?;
     }
-    println!("machine    {} {}, {} cores", report.os, report.arch, report.cores);
-    if let Some(bytes) = report.memory_bytes {
-        println!("memory     {}", output::bytes(bytes));
-    }
-    println!("processor  {} (kernels: {})", report.cpu_features.join(" "), report.cpu_path);
-    println!("GPU driver {}", report.nvidia_driver.as_deref().unwrap_or("none"));
-    println!(
-        "python     {}",
-        report.python.as_deref().unwrap_or("none: only `make demo` and `make test` want it")
-    );
-    println!("models     {}", report.model_families.join(", "));
-    for backend in &report.backends {
-        let can = |can: bool| if can { "yes" } else { "no" };
-        println!(
-            "{:10} builds: {}, runs: {}. {}",
-            backend.name,
-            can(backend.builds),
-            can(backend.runs),
-            backend.note
-        );
-    }
+    ensure!(failed == 0, "the {kind} backend breaks {failed} of {all} promises on this machine");
     Ok(())
 }
 
-fn examine() -> Report {
-    let nvidia_driver = std::fs::read_to_string("/proc/driver/nvidia/version")
-        .ok()
-        .and_then(|text| text.lines().next().map(str::to_owned));
-    let absent = "not part of this version; the cpu backend serves every model".to_owned();
-    Report {
-        os: std::env::consts::OS,
-        arch: std::env::consts::ARCH,
-        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        memory_bytes: memory_bytes(),
-        cpu_features: cpu_features(),
-        cpu_path: roundhouse_cpu_kernels::Isa::detect().name().to_owned(),
-        nvidia_driver,
-        python: version_of("python3"),
-        model_families: FAMILIES.iter().map(|family| family.architecture).collect(),
-        backends: vec![
-            Backend { name: "cpu", builds: true, runs: true, note: "Needs nothing.".to_owned() },
-            Backend { name: "cuda", builds: false, runs: false, note: absent.clone() },
-            Backend { name: "tensorrt", builds: false, runs: false, note: absent },
-        ],
+fn print(report: &Report) {
+    report.machine.print();
+    println!("models     {}", report.model_families.join(", "));
+    for backend in &report.backends {
+        println!("{backend}");
     }
-}
-
-fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-fn version_of(program: &str) -> Option<String> {
-    let output =
-        Command::new(program).arg("--version").output().ok().filter(|output| output.status.success())?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.lines().next().map(str::to_owned)
-}
-
-/// The instruction sets that the kernels know, as far as this processor has them.
-fn cpu_features() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let all = [
-            ("avx2", is_x86_feature_detected!("avx2")),
-            ("fma", is_x86_feature_detected!("fma")),
-            ("f16c", is_x86_feature_detected!("f16c")),
-            ("avx512f", is_x86_feature_detected!("avx512f")),
-            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
-        ];
-        all.into_iter().filter(|(_, found)| *found).map(|(name, _)| name).collect()
+    for library in &report.libraries {
+        println!("{library}");
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    Vec::new()
 }

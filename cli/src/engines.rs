@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use roundhouse_proto::compiler::{
-    DeleteEngineRequest, Engine, GetEngineRequest, ListEnginesRequest, Precision,
+    DeleteEngineRequest, Engine, GetEngineRequest, ListEnginesRequest, Precision, TensorRtOptions,
 };
 
 use crate::clients::ServiceArgs;
@@ -78,7 +78,7 @@ pub(crate) async fn run(args: EnginesArgs) -> anyhow::Result<()> {
 }
 
 fn names(engine: &Engine) -> (&'static str, &'static str, &'static str) {
-    let options = engine.options.unwrap_or_default();
+    let options = engine.options.clone().unwrap_or_default();
     let precision = match options.precision() {
         Precision::Unspecified => "?",
         Precision::Fp32 => "fp32",
@@ -109,7 +109,7 @@ fn print_line(engine: &Engine) {
 
 fn print_json(engine: &Engine) -> anyhow::Result<()> {
     let (precision, cache, backend) = names(engine);
-    let options = engine.options.unwrap_or_default();
+    let options = engine.options.clone().unwrap_or_default();
     let blobs: Vec<_> = engine
         .blobs
         .iter()
@@ -125,9 +125,25 @@ fn print_json(engine: &Engine) -> anyhow::Result<()> {
         "cache": cache.to_lowercase(),
         "max_seq_len": options.max_seq_len,
         "max_batch_size": options.max_batch_size,
+        "targets": options.targets,
+        "tensorrt": options.tensorrt.as_ref().map(tensorrt_json),
         "target": engine.target,
         "compiler_version": engine.compiler_version,
         "created_unix_s": engine.create_time.as_ref().map(|time| time.seconds),
         "blobs": blobs,
     }))
+}
+
+fn tensorrt_json(options: &TensorRtOptions) -> serde_json::Value {
+    let name = |name: &str, prefix: &str| match name.trim_start_matches(prefix) {
+        "UNSPECIFIED" => "auto".to_owned(),
+        name => name.to_lowercase(),
+    };
+    serde_json::json!({
+        "fp32_accumulation": options.fp32_accumulation,
+        "attention": name(options.attention().as_str_name(), "ATTENTION_FORM_"),
+        "weights": name(options.weights().as_str_name(), "WEIGHT_PLACEMENT_"),
+        "weight_streaming": options.weight_streaming,
+        "profiles": name(options.profiles().as_str_name(), "PROFILES_"),
+    })
 }

@@ -8,13 +8,16 @@ mod chat;
 mod clients;
 mod compile;
 mod doctor;
+mod dump;
 mod engines;
 mod generate;
+mod model_args;
 mod output;
 mod pytorch;
 mod run_llm;
 mod serve;
 mod sessions;
+mod tensorrt_library;
 
 use std::process::ExitCode;
 
@@ -115,7 +118,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Engines(args) => engines::run(args).await,
         Command::Sessions(args) => sessions::run(args).await,
         Command::Bench(args) => bench::run(args).await,
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(args).await,
     };
     // The exporter waits for its last batch, which must not hold up the runtime's threads.
     tokio::task::spawn_blocking(move || drop(telemetry)).await?;

@@ -17,8 +17,9 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use crate::clients::ServiceArgs;
-use crate::compile::{self, ModelArgs};
+use crate::compile;
 use crate::generate::{Generated, SamplingArgs, finish_reason_name, generate};
+use crate::model_args::ModelArgs;
 use crate::{output, pytorch};
 
 /// `roundhouse run-llm`.
@@ -127,7 +128,8 @@ pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
     }
     let mut compiler = args.services.compiler().await?;
     let mut executor = args.services.executor().await?;
-    let mut request = args.model.request();
+    let runtimes = executor.get_load(GetLoadRequest {}).await?.into_inner().runtimes;
+    let mut request = args.model.request_to_run(&runtimes);
     if args.benchmark {
         let options = request.options.get_or_insert_default();
         options.max_seq_len = options.max_seq_len.or(Some(args.isl + args.num_tokens));

@@ -14,6 +14,7 @@ use roundhouse_rpc::{Readiness, Server, ServerConfig, shutdown_signal};
 use tonic::service::Routes;
 
 use crate::clients::ServiceArgs;
+use crate::tensorrt_library::LibraryArgs;
 
 /// Where a service listens.
 #[derive(Debug, Clone, Args)]
@@ -109,6 +110,11 @@ pub(crate) struct CompilerArgs {
     store: Option<String>,
     #[command(flatten)]
     options: CompilerOptions,
+    #[command(flatten)]
+    library: LibraryArgs,
+    /// The home folder of the command that embeds the service; as `home` finds it for a service by itself.
+    #[arg(skip)]
+    home: Option<PathBuf>,
 }
 
 /// `roundhouse executor`.
@@ -121,6 +127,11 @@ pub(crate) struct ExecutorArgs {
     store: Option<String>,
     #[command(flatten)]
     options: ExecutorOptions,
+    #[command(flatten)]
+    library: LibraryArgs,
+    /// The home folder of the command that embeds the service; as `home` finds it for a service by itself.
+    #[arg(skip)]
+    home: Option<PathBuf>,
 }
 
 /// `roundhouse up`.
@@ -135,6 +146,8 @@ pub(crate) struct UpArgs {
     compiler: CompilerOptions,
     #[command(flatten)]
     executor: ExecutorOptions,
+    #[command(flatten)]
+    library: LibraryArgs,
 }
 
 impl CompilerArgs {
@@ -151,11 +164,13 @@ impl CompilerArgs {
                 concurrent_builds: 1,
                 queue_limit: 64,
             },
+            library: args.library.clone(),
+            home: Some(home),
         }
     }
 
     fn config(&self) -> CompilerConfig {
-        let home = home(None);
+        let home = home(self.home.as_deref());
         let work_dir = self.options.work_dir.clone().unwrap_or_else(|| home.join("compiler"));
         let mut hub = HubConfig::from_env();
         hub.cache = work_dir.join("checkpoints");
@@ -165,6 +180,7 @@ impl CompilerArgs {
             store: store(self.store.as_deref(), &home),
             build_dir: work_dir.join("builds"),
             hub,
+            tensorrt: self.library.search(&home),
             concurrent_builds: self.options.concurrent_builds,
             queue_limit: self.options.queue_limit,
         }
@@ -190,11 +206,13 @@ impl ExecutorArgs {
                 step_token_budget: 512,
                 threads: args.threads,
             },
+            library: args.library.clone(),
+            home: args.home.clone(),
         }
     }
 
     fn config(&self) -> ExecutorConfig {
-        let home = home(None);
+        let home = home(self.home.as_deref());
         let options = &self.options;
         ExecutorConfig {
             store: store(self.store.as_deref(), &home),
@@ -207,12 +225,13 @@ impl ExecutorArgs {
             stall_timeout: Duration::from_secs(options.stall_seconds),
             step_token_budget: options.step_token_budget,
             threads: options.threads,
+            tensorrt: self.library.search(&home),
         }
     }
 }
 
 /// The folder for everything that is not asked for elsewhere.
-fn home(given: Option<&Path>) -> PathBuf {
+pub(crate) fn home(given: Option<&Path>) -> PathBuf {
     let of_user = || {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
@@ -287,9 +306,20 @@ pub(crate) async fn run_executor(
 /// Serves both in one process until SIGTERM.
 pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     let server = args.listen.bind(7610).await?;
-    let compiler =
-        CompilerArgs { listen: args.listen.clone(), store: args.store.clone(), options: args.compiler };
-    let executor = ExecutorArgs { listen: args.listen, store: args.store, options: args.executor };
+    let compiler = CompilerArgs {
+        listen: args.listen.clone(),
+        store: args.store.clone(),
+        options: args.compiler,
+        library: args.library.clone(),
+        home: None,
+    };
+    let executor = ExecutorArgs {
+        listen: args.listen,
+        store: args.store,
+        options: args.executor,
+        library: args.library,
+        home: None,
+    };
     let compiler_service = CompilerService::open(compiler.config()).await?;
     let executor_service = ExecutorService::open(executor.config()).await?;
     tracing::info!(address = %server.address(), "compiler and executor services");

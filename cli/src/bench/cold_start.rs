@@ -12,8 +12,9 @@ use roundhouse_proto::executor::{
 use serde::Serialize;
 
 use crate::clients::ServiceArgs;
-use crate::compile::{self, ModelArgs};
+use crate::compile;
 use crate::generate::generate;
+use crate::model_args::ModelArgs;
 use crate::run_llm::quantile;
 use crate::{output, serve};
 
@@ -99,6 +100,9 @@ async fn start(args: &ColdStartArgs, engine_key: &str) -> anyhow::Result<[Durati
     command
         .args(["executor", "--address", "127.0.0.1:0", "--store", &store, "--address-file"])
         .arg(&address_file);
+    if let Some(library) = &args.services.library.tensorrt_library {
+        command.arg("--tensorrt-library").arg(library);
+    }
     command.arg("--cache-dir").arg(cache_dir).stderr(Stdio::null());
     let mut process = Executor(command.spawn()?);
     let address = loop {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic_types::{ErrorDetails, PreconditionViolation, StatusExt as _};
 
 /// The `domain` of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "roundhouse";
@@ -17,8 +17,13 @@ pub mod reason {
     pub const MODEL_NOT_FOUND: &str = "MODEL_NOT_FOUND";
     /// The model is gated or private and the compiler's credentials do not reach it.
     pub const MODEL_ACCESS_DENIED: &str = "MODEL_ACCESS_DENIED";
-    /// No file builds this architecture, or it has a config value that none handles.
+    /// No file builds this architecture, or it has a config value that none handles; or the backend cannot run it, and
+    /// `PreconditionFailure` lists the nodes.
     pub const UNSUPPORTED_MODEL: &str = "UNSUPPORTED_MODEL";
+    /// The backend does not build with these options: a dtype that a target lacks, a target that its library lacks, ….
+    pub const UNSUPPORTED_OPTIONS: &str = "UNSUPPORTED_OPTIONS";
+    /// The service knows the backend and lacks what it needs, such as a library or a GPU.
+    pub const BACKEND_UNAVAILABLE: &str = "BACKEND_UNAVAILABLE";
     /// The checkpoint's files are broken or incomplete.
     pub const CORRUPT_CHECKPOINT: &str = "CORRUPT_CHECKPOINT";
     /// No engine of this key.
@@ -77,6 +82,7 @@ struct Parts {
     message: String,
     metadata: HashMap<String, String>,
     field: Option<String>,
+    preconditions: Vec<PreconditionViolation>,
     retry_after: Option<Duration>,
 }
 
@@ -84,7 +90,15 @@ impl Failure {
     /// A failure of this code with an `ErrorInfo` of this reason.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        let parts = Parts { code, reason, message, metadata: HashMap::new(), field: None, retry_after: None };
+        let parts = Parts {
+            code,
+            reason,
+            message,
+            metadata: HashMap::new(),
+            field: None,
+            preconditions: Vec::new(),
+            retry_after: None,
+        };
         Self { parts: Box::new(parts) }
     }
 
@@ -107,6 +121,18 @@ impl Failure {
         self
     }
 
+    /// Adds a violation to `PreconditionFailure`: its kind, an UPPER_SNAKE constant, what is at fault, and why.
+    #[must_use]
+    pub fn precondition(
+        mut self,
+        kind: &'static str,
+        subject: impl Into<String>,
+        description: impl Into<String>,
+    ) -> Self {
+        self.parts.preconditions.push(PreconditionViolation::new(kind, subject, description));
+        self
+    }
+
     /// Adds a `RetryInfo`.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
@@ -117,11 +143,14 @@ impl Failure {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let Parts { code, reason, message, metadata, field, retry_after } = *failure.parts;
+        let Parts { code, reason, message, metadata, field, preconditions, retry_after } = *failure.parts;
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, ERROR_DOMAIN, metadata);
         if let Some(field) = field {
             details.add_bad_request_violation(field, message.clone());
+        }
+        if !preconditions.is_empty() {
+            details.set_precondition_failure(preconditions);
         }
         if let Some(delay) = retry_after {
             details.set_retry_info(Some(delay));
@@ -148,5 +177,24 @@ mod tests {
         assert_eq!(info.metadata.get("found").map(String::as_str), Some("3"));
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "sampling.top_p");
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_secs(2)));
+        assert!(details.precondition_failure().is_none());
+    }
+
+    #[test]
+    fn a_failure_lists_every_precondition() {
+        let failure = Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, "two nodes");
+        let status = Status::from(failure.precondition("UNSUPPORTED_NODE", "a", "no").precondition(
+            "UNSUPPORTED_NODE",
+            "b",
+            "nor",
+        ));
+        let details = status.get_error_details();
+        let violations = &details.precondition_failure().unwrap().violations;
+        let seen: Vec<_> = violations
+            .iter()
+            .map(|violation| (violation.subject.as_str(), violation.description.as_str()))
+            .collect();
+        assert_eq!(seen, [("a", "no"), ("b", "nor")]);
+        assert!(violations.iter().all(|violation| violation.r#type == "UNSUPPORTED_NODE"));
     }
 }

@@ -16,6 +16,7 @@ mod error;
 mod options;
 mod progress;
 mod publish;
+mod read;
 mod staging;
 mod upload;
 

@@ -5,5 +5,6 @@ mod cache;
 mod conformance;
 mod disk;
 mod publish;
+mod read;
 mod s3;
 mod support;

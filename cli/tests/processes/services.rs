@@ -1,104 +1,8 @@
-//! The services as processes of their own: what a person or a machine that runs the binary sees.
+//! The services as processes, and the commands against them.
 
-#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure")]
+use std::process::{Command, Stdio};
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_roundhouse");
-/// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn checkpoint() -> PathBuf {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.exists(), "{} is missing: run `make models`", path.display());
-    path
-}
-
-fn tiny_llama() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny-llama-2")
-}
-
-/// A service's process, killed when dropped.
-struct Service {
-    process: Child,
-    url: String,
-}
-
-impl Service {
-    fn start(name: &str, folder: &Path, arguments: &[&str]) -> Self {
-        let address_file = folder.join(format!("{name}.address"));
-        // A service that was here before wrote its own.
-        let _ = std::fs::remove_file(&address_file);
-        let mut process = Command::new(BINARY)
-            .arg(name)
-            .args(["--address", "127.0.0.1:0", "--address-file"])
-            .arg(&address_file)
-            .arg("--store")
-            .arg(folder.join("store"))
-            .args(arguments)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let address = wait_for(|| {
-            assert!(process.try_wait().unwrap().is_none(), "the {name} service ended");
-            std::fs::read_to_string(&address_file).ok()
-        });
-        Self { process, url: format!("http://{address}") }
-    }
-
-    fn compiler(folder: &Path) -> Self {
-        Self::start("compiler", folder, &["--work-dir", folder.join("compiler").to_str().unwrap()])
-    }
-
-    fn executor(folder: &Path) -> Self {
-        Self::start("executor", folder, &["--cache-dir", folder.join("executor").to_str().unwrap()])
-    }
-
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
-        assert!(status.success());
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Asks again until there is an answer.
-fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(start.elapsed() < PATIENCE, "nothing after {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn roundhouse(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).output().unwrap()
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn run_llm(compiler: &Service, executor: &Service, model: &Path, more: &[&str]) -> Output {
-    let mut arguments =
-        vec!["run-llm", "--compiler", &compiler.url, "--executor", &executor.url, "--json", "--model"];
-    arguments.push(model.to_str().unwrap());
-    arguments.extend(more);
-    roundhouse(&arguments)
-}
+use crate::support::{BINARY, Service, checkpoint, json, roundhouse, run_llm, tiny_llama, wait_for};
 
 #[test]
 fn two_processes_compile_and_answer_and_the_second_time_reuse_the_engine_within_their_memory() {
@@ -106,6 +10,7 @@ fn two_processes_compile_and_answer_and_the_second_time_reuse_the_engine_within_
     let (compiler, executor) = (Service::compiler(folder.path()), Service::executor(folder.path()));
     let flags =
         ["--prompt", "What is the capital of France?", "--num_tokens", "32", "--model_precision", "FP16"];
+    let flags = [&flags[..], &["--backend", "cpu"]].concat();
     let first = json(&run_llm(&compiler, &executor, &checkpoint(), &flags));
     let second = json(&run_llm(&compiler, &executor, &checkpoint(), &flags));
     assert_eq!(first["engine_reused"], false);
@@ -202,6 +107,9 @@ fn errors_say_what_is_wrong_and_fail_the_command() {
         (&["engines", "get", "abc", "--home", home], "abc"),
         (&["sessions", "list"], "--executor"),
         (&["run-llm", "--model", "m", "--precision", "fp8"], "fp8"),
+        (&["run-llm", "--model", "m", "--backend", "metal"], "metal"),
+        (&["compile", "--model", "m", "--target", "sm_89,sm_1"], "sm_1"),
+        (&["compile", "--model", "m", "--dry-run", "--dump-graph", "d"], "--dump-graph"),
         (&["compile", "--model", "m", "--compiler", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
     ];
     for (arguments, named) in cases {
@@ -233,7 +141,7 @@ fn a_conversation_is_read_from_standard_input() {
 }
 
 #[test]
-fn a_benchmark_and_the_doctor_print_json() {
+fn a_benchmark_prints_json() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().to_str().unwrap();
     let model = tiny_llama();
@@ -256,12 +164,4 @@ fn a_benchmark_and_the_doctor_print_json() {
     ]));
     assert!(report["benchmark"]["decode_tokens_per_s"].as_f64().unwrap() > 0.0);
     assert_eq!(report["benchmark"]["batch_size"], 2);
-    let doctor = json(&roundhouse(&["doctor", "--json"]));
-    assert!(
-        doctor["backends"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|backend| backend["name"] == "cpu" && backend["runs"] == true)
-    );
 }

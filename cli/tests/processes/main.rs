@@ -1,0 +1,9 @@
+//! The binary as processes of its own: what a person or a machine that runs it sees.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure")]
+
+mod doctor;
+mod services;
+mod support;
+#[cfg(feature = "tensorrt")]
+mod tensorrt;
