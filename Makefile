@@ -4,9 +4,10 @@ CARGO ?= cargo
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/roundhouse
 MODELS := .roundhouse/models
 SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
+GEMMA3 := $(MODELS)/gemma-3-270m-q4_k_m.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models tensorrt build demo test check bench clean
+.PHONY: help setup models test-models tensorrt build demo test check bench clean
 
 help: ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,6 +20,11 @@ models: $(SMOLLM2) ## Get the small real model (SmolLM2-135M-Instruct, 98 MB)
 $(SMOLLM2): scripts/fetch_models.py | setup
 	@python3 scripts/fetch_models.py
 
+test-models: models $(GEMMA3)
+
+$(GEMMA3): scripts/fetch_models.py | setup
+	@python3 scripts/fetch_models.py gemma3
+
 tensorrt: setup ## Get NVIDIA's TensorRT for RTX (95 MB, proprietary licence)
 	@python3 scripts/fetch_tensorrt.py
 
@@ -28,7 +34,7 @@ build: setup ## Build the release binary
 demo: build models tensorrt ## Start both services, compile SmolLM2 and stream an answer
 	@scripts/demo.sh $(BINARY)
 
-test: setup models tensorrt ## Every test
+test: setup test-models tensorrt ## Every test
 	$(CARGO) test --workspace --locked
 
 check: setup ## What CI checks beside the tests: format, lints, features, documentation, dependencies

@@ -1,6 +1,6 @@
 //! `compile`: a model into an engine, with progress.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,16 +71,13 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
         }));
     }
     for pass in &response.passes {
-        let counts: Vec<String> = pass.counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        println!("pass       {}: {}", pass.pass, counts.join(", "));
+        println!("pass       {}: {}", pass.pass, counts(&pass.counts));
     }
     println!("engine     {}", engine.key);
     println!("model      {} ({})", engine.model, engine.architecture);
     println!("target     {}", engine.target);
     if !response.ops.is_empty() {
-        let ops: BTreeMap<_, _> = response.ops.iter().collect();
-        let ops: Vec<String> = ops.iter().map(|(op, count)| format!("{op} {count}")).collect();
-        println!("ops        {}", ops.join(", "));
+        println!("ops        {}", counts(&response.ops));
     }
     let how = match (args.dry_run, response.reused) {
         (true, _) => "not built: dry run".to_owned(),
@@ -98,6 +95,12 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
         output::bytes(plan.workspace_bytes),
     );
     Ok(())
+}
+
+/// Counts by name: `add 4, mul 2`.
+fn counts(counts: &HashMap<String, u64>) -> String {
+    let sorted: BTreeMap<_, _> = counts.iter().collect();
+    sorted.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 fn passes(reports: &[PassReport]) -> serde_json::Value {

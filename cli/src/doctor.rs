@@ -71,7 +71,7 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<()> {
     let Some(kind) = args.backend else {
         return if args.json { output::print_json(&report) } else { Ok(()) };
     };
-    let (builder, runtime) = match backends.both(kind) {
+    let both = match backends.both(kind) {
         Ok(both) => both,
         Err(missing) => {
             if args.json {
@@ -80,7 +80,7 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<()> {
             bail!("the {kind} backend cannot be examined here: {}", missing.join("; "));
         }
     };
-    let outcomes = conformance::run(&*builder, &*runtime, |outcome| {
+    let outcomes = conformance::run(&*both.builder, &*both.runtime, |outcome| {
         if !args.json {
             println!("{outcome}");
         }

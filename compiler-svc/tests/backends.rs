@@ -1,6 +1,6 @@
 //! What the compiler service says of a backend and its options: refused with a typed status, or filled in and reported.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test is its failure")]
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its failure")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

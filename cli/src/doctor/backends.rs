@@ -17,6 +17,12 @@ pub(super) struct Backends {
     runtimes: Runtimes,
 }
 
+/// The two sides of a backend.
+pub(super) struct Both {
+    pub(super) builder: Arc<dyn Builder>,
+    pub(super) runtime: Arc<dyn Runtime>,
+}
+
 /// What a backend can do here.
 #[derive(Debug, Serialize)]
 pub(super) struct BackendReport {
@@ -49,13 +55,10 @@ impl Backends {
     }
 
     /// Builder and runtime of a backend that has both here; else what is missing.
-    pub(super) fn both(
-        &self,
-        kind: BackendKind,
-    ) -> Result<(Arc<dyn Builder>, Arc<dyn Runtime>), Vec<String>> {
+    pub(super) fn both(&self, kind: BackendKind) -> Result<Both, Vec<String>> {
         let runtime = self.runtimes.runs_on(kind).map(|_| self.runtimes.runtime(kind));
         match (self.builder(kind), runtime) {
-            (Ok(builder), Ok(Some(runtime))) => Ok((builder, runtime)),
+            (Ok(builder), Ok(Some(runtime))) => Ok(Both { builder, runtime }),
             (builder, runtime) => Err(missing(builder.as_ref().err(), runtime.as_ref().err())),
         }
     }

@@ -25,15 +25,24 @@ pub(super) struct LibraryReport {
 /// The libraries that are where the configuration says and where the system's loader looks.
 #[cfg(feature = "tensorrt")]
 pub(super) fn find(search: &LibrarySearch) -> Vec<LibraryReport> {
-    let found = roundhouse_tensorrt_library::find_all(search).into_iter();
+    use roundhouse_tensorrt_library::{Found, Source, find_all};
+
+    let found = find_all(search);
+    // The loader gives what is loaded already to whoever asks by its name alone.
+    let loaded_by_path = |by_name: &Found| {
+        by_name.source == Source::Loader
+            && found.iter().any(|other| other.source != Source::Loader && other.path.ends_with(&by_name.path))
+    };
     found
-        .map(|found| LibraryReport {
-            path: found.path.display().to_string(),
-            flavour: found.flavour.name(),
-            usable: found.is_usable(),
-            compute_capabilities: found.supported().names(),
-            version: found.version.as_ref().ok().map(ToString::to_string),
-            problem: found.version.err(),
+        .iter()
+        .filter(|library| !loaded_by_path(library))
+        .map(|library| LibraryReport {
+            path: library.path.display().to_string(),
+            flavour: library.flavour.name(),
+            usable: library.is_usable(),
+            compute_capabilities: library.supported().names(),
+            version: library.version.as_ref().ok().map(ToString::to_string),
+            problem: library.version.as_ref().err().cloned(),
         })
         .collect()
 }

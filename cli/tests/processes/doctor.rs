@@ -59,6 +59,10 @@ fn tensorrt_is_examined_or_refused_with_what_is_missing() {
 fn the_library_is_reported_with_its_version_and_gpus() {
     let report = json(&roundhouse(&["doctor", "--json"]));
     assert_eq!(backend(&report, "tensorrt")["builds"], true, "{report}");
+    let names: Vec<_> =
+        report["libraries"].as_array().unwrap().iter().map(|library| &library["path"]).collect();
+    let same = |name: &&&serde_json::Value| name.as_str().unwrap().ends_with("libtensorrt_rtx.so.1");
+    assert_eq!(names.iter().filter(same).count(), 1, "a library is listed once: {names:?}");
     let library = &report["libraries"][0];
     assert_eq!((library["usable"].as_bool(), library["flavour"].as_str()), (Some(true), Some("rtx")));
     assert!(library["version"].as_str().unwrap().starts_with("1.7."), "{library}");

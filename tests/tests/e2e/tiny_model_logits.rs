@@ -89,7 +89,7 @@ impl<'a> Feed<'a> {
     }
 
     /// Compares the logits of the positions that the last step ended with. Returns how many rows were compared.
-    fn compare(&self, context: &str) -> usize {
+    pub(crate) fn compare(&self, context: &str) -> usize {
         let vocab_size = self.case.step_logits.vocab_size();
         let rows = self.logits.len() / vocab_size;
         let first = self.cache.len() - rows;
@@ -108,7 +108,7 @@ impl<'a> Feed<'a> {
 
 /// Feeds all cases alone, each in steps of these sizes in turn, and compares every position that there is a reference
 /// for.
-pub(crate) fn every_position_is_right(model: &dyn Model, golden: &TinyModel, steps: &[usize], context: &str) {
+fn every_position_is_right(model: &dyn Model, golden: &TinyModel, steps: &[usize], context: &str) {
     for case in &golden.cases {
         let mut feed = Feed::new(model, case);
         let mut compared = 0;

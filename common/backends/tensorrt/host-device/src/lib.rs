@@ -8,7 +8,7 @@
 //! It loads engines of [`NetworkBuilder`], and real ones whose weights are beside the plan.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a device for tests: a panic is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a device for tests: a panic is a failed test")]
 
 mod builder;
 mod bytes;
