@@ -249,8 +249,9 @@ fn mistakes_in_every_op_are_found() {
     let mut survivors = Vec::new();
     for case in op_cases(DType::F16).unwrap() {
         // Rounding, which is all that a cast to fp16 does, is not what is compared here: there is a form for casts. Masks
-        // that hide everything from a query are among the cases of attention.
-        if case.name == "cast" || case.name.ends_with("_mask") {
+        // that hide everything from a query are among the cases of attention, and equal router logits, which the order of
+        // the experts decides, among the other forms.
+        if case.name == "cast" || case.name.ends_with("_mask") || case.name.starts_with("mixture") {
             continue;
         }
         for attention in [AttentionForm::Fused, AttentionForm::Decomposed] {
