@@ -41,7 +41,7 @@ pub enum Refusal {
     /// TensorRT does not run on this GPU.
     #[error(
         "an engine of another backend: GPU {device} has compute capability {}, and {flavour} {} runs on {}; compile \
-         the model for the cuda backend{}",
+         the model for the cpu backend{}",
         dotted(*found), Library::version(), supported_text(*flavour), other_flavour(*flavour, *found)
     )]
     UnsupportedGpu {

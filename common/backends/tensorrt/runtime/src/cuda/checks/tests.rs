@@ -23,7 +23,7 @@ fn hopper_is_refused_by_name_with_what_runs_there() {
     assert_eq!(refusal, Refusal::UnsupportedGpu { device: 0, found: HOPPER, flavour: Flavour::Rtx });
     let text = refusal.to_string();
     for part in
-        ["GPU 0 has compute capability 9.0", "TensorRT for RTX", "8.9", "cuda backend", "tensorrt-enterprise"]
+        ["GPU 0 has compute capability 9.0", "TensorRT for RTX", "8.9", "cpu backend", "tensorrt-enterprise"]
     {
         assert!(text.contains(part), "{text}");
     }
