@@ -159,6 +159,7 @@ impl ModelArgs {
                 all_logits: None,
                 targets: targets.iter().map(ToString::to_string).collect(),
                 tensorrt: tensorrt.then(|| self.tensorrt.message()),
+                quantization: None,
             }),
             validate_only: None,
             force: None,

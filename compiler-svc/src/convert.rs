@@ -20,6 +20,11 @@ pub(crate) fn memory_plan(plan: &roundhouse_engine::MemoryPlan) -> proto::Memory
         weight_bytes: plan.weight_bytes,
         kv_bytes_per_token: plan.kv_bytes_per_token,
         workspace_bytes: plan.workspace_bytes,
+        kv_rings: plan
+            .kv_rings
+            .iter()
+            .map(|ring| proto::KvRing { tokens: ring.tokens, bytes_per_token: ring.bytes_per_token })
+            .collect(),
     }
 }
 
@@ -59,6 +64,7 @@ fn options(options: &EngineOptions) -> proto::CompileOptions {
         all_logits: Some(options.all_logits),
         targets: options.targets.names(),
         tensorrt: options.tensorrt.as_ref().map(tensorrt::message),
+        quantization: None,
     }
 }
 

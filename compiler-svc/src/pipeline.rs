@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Builder};
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, Precision,
-    TensorRtOptions, blob_names,
+    TensorRtOptions, WeightQuantization, blob_names,
 };
 use roundhouse_graph::Graph;
 use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
@@ -47,6 +47,8 @@ pub struct CompileRequest {
     pub max_batch_size: Option<u32>,
     /// Whether every position's logits are computed.
     pub all_logits: bool,
+    /// How the weights of matrix products are kept.
+    pub quantization: WeightQuantization,
     /// The GPUs to build for; none leaves them to the backend.
     pub targets: ComputeCapabilities,
     /// What only TensorRT engines have; `None` for other backends.
@@ -281,6 +283,7 @@ fn lower(
         max_seq_len,
         max_batch_size: request.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE),
         all_logits: request.all_logits,
+        quantization: request.quantization,
         targets: request.targets,
         tensorrt: request.tensorrt,
     };

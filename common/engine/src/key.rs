@@ -106,7 +106,7 @@ impl std::fmt::Display for EngineKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BackendKind, CacheKind, ComputeCapabilities, Precision};
+    use crate::{BackendKind, CacheKind, ComputeCapabilities, Precision, WeightQuantization};
 
     const CHECKPOINT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -134,6 +134,7 @@ mod tests {
                     max_batch_size: 8,
                     all_logits: false,
                     targets: ComputeCapabilities::NONE,
+                    quantization: WeightQuantization::None,
                     tensorrt: None,
                 },
                 backend_version: "cpu-1".to_owned(),

@@ -13,6 +13,7 @@ mod options;
 mod target;
 mod tensorrt;
 mod validate;
+mod weight_quantization;
 
 pub use compute_capability::{ComputeCapabilities, ComputeCapability};
 pub use files::{EngineFiles, blob_names};
@@ -21,3 +22,4 @@ pub use manifest::{BlobRef, KvRing, Manifest, ManifestError, MemoryPlan, ModelIn
 pub use options::{BackendKind, CacheKind, EngineOptions, Precision, UnknownName};
 pub use target::Target;
 pub use tensorrt::{AttentionForm, Profiles, TensorRtOptions, WeightPlacement};
+pub use weight_quantization::WeightQuantization;

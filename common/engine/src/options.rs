@@ -3,7 +3,7 @@
 use roundhouse_graph::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeCapabilities, TensorRtOptions};
+use crate::{ComputeCapabilities, TensorRtOptions, WeightQuantization};
 
 /// A name that is none of the known ones.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -127,6 +127,9 @@ pub struct EngineOptions {
     pub max_batch_size: u32,
     /// Whether every position's logits are outputs, not only the last one's.
     pub all_logits: bool,
+    /// How the weights of matrix products are kept.
+    #[serde(default, skip_serializing_if = "WeightQuantization::is_none")]
+    pub quantization: WeightQuantization,
     /// The GPUs it is for; none for the CPU.
     #[serde(default, skip_serializing_if = "ComputeCapabilities::is_empty")]
     pub targets: ComputeCapabilities,

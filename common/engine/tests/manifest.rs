@@ -3,7 +3,8 @@
 
 use roundhouse_engine::{
     BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs,
-    KvRing, Manifest, ManifestError, MemoryPlan, ModelInfo, Precision, Target, blob_names,
+    KvRing, Manifest, ManifestError, MemoryPlan, ModelInfo, Precision, Target, WeightQuantization,
+    blob_names,
 };
 use roundhouse_graph::PassReport;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ fn manifest() -> Manifest {
         max_batch_size: 8,
         all_logits: false,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     };
     let target = Target {

@@ -8,7 +8,7 @@ use futures::future::try_join_all;
 use object_store::ObjectStoreExt as _;
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, MemoryPlan,
-    ModelInfo, Precision, Target,
+    ModelInfo, Precision, Target, WeightQuantization,
 };
 use tempfile::TempDir;
 
@@ -34,6 +34,7 @@ pub fn sample_manifest(model: &str, number: u32) -> Result<Manifest, Source> {
         max_batch_size: 1,
         all_logits: false,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     };
     let target = Target { os: "any".to_owned(), arch: "any".to_owned(), compute_capabilities: Vec::new() };

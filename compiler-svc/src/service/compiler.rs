@@ -174,6 +174,7 @@ impl CompilerService {
             max_seq_len: options.max_seq_len,
             max_batch_size: options.max_batch_size,
             all_logits: options.all_logits.unwrap_or_default(),
+            quantization: roundhouse_engine::WeightQuantization::None,
             targets: tensorrt::targets(&options.targets, backend)?,
             tensorrt: tensorrt::options(options.tensorrt.as_ref(), backend, precision)?,
             validate_only: message.validate_only.unwrap_or_default(),

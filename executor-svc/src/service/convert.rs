@@ -27,6 +27,12 @@ pub(super) fn loaded_engine(engine: &LoadedEngine) -> proto::LoadedEngine {
         workspace_bytes: plan.workspace_bytes,
         vocab_size: count(engine.vocab_size()),
         eos_token_ids: manifest.info.eos_token_ids.clone(),
+        kv_rings: plan
+            .kv_rings
+            .iter()
+            .map(|ring| proto::KvRing { tokens: ring.tokens, bytes_per_token: ring.bytes_per_token })
+            .collect(),
+        quantization: manifest.options.quantization.to_string(),
     }
 }
 
@@ -66,6 +72,7 @@ pub(super) fn response(request_id: &str, delta: Delta) -> proto::GenerateRespons
         finish_reason: delta.finish.as_ref().map(|finish| finish_reason(finish.reason).into()),
         usage: delta.finish.as_ref().map(usage),
         timings: delta.finish.as_ref().map(timings),
+        prompt_logprobs: Vec::new(),
     }
 }
 

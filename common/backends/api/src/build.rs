@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use roundhouse_engine::{BackendKind, EngineOptions, MemoryPlan, Target};
-use roundhouse_graph::{Graph, PassReport};
+use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes};
 
 use crate::{BackendError, WeightSource};
 
@@ -54,6 +54,13 @@ pub trait Builder: Send + Sync {
             )));
         }
         Ok(options)
+    }
+
+    /// Whether it multiplies with weights that are quantised like this, in an engine of these options. Weights that it
+    /// does not multiply with are decoded to the engine's precision.
+    fn multiplies_quantized(&self, attributes: QuantizedLinearAttributes, options: &EngineOptions) -> bool {
+        let _ = (attributes, options);
+        false
     }
 
     /// Rewrites a lowered graph into the form that this backend runs best.

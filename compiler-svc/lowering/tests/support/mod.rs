@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 pub(crate) use checkpoints::difference;
 
 use roundhouse_backend_conformance::{Interpreter, MemoryWeights, Rng, Tensor};
-use roundhouse_engine::{BackendKind, CacheKind, ComputeCapabilities, EngineOptions, Precision};
+use roundhouse_engine::{
+    BackendKind, CacheKind, ComputeCapabilities, EngineOptions, Precision, WeightQuantization,
+};
 use roundhouse_graph::{Graph, Op, PassReport, Rewriter, ValueId};
 use roundhouse_models::build_graph;
 use serde_json::json;
@@ -65,6 +67,7 @@ pub(crate) fn options(cache: CacheKind) -> EngineOptions {
         max_batch_size: 4,
         all_logits: false,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     }
 }

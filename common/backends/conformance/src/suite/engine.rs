@@ -6,7 +6,7 @@ use std::fs;
 use roundhouse_backend::{BackendError, BuildProgress, Cache, LogitsRequest, Model, Sequence, WeightSource};
 use roundhouse_engine::{
     BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
-    ModelInfo, Precision, blob_names,
+    ModelInfo, Precision, WeightQuantization, blob_names,
 };
 use roundhouse_graph::Graph;
 use tempfile::TempDir;
@@ -52,6 +52,7 @@ pub(super) fn options(
         max_batch_size: 4,
         all_logits,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     }
 }

@@ -1,7 +1,7 @@
 //! What graphs become.
 
 use roundhouse_backend_conformance::tiny_models::TinyModel;
-use roundhouse_engine::{BackendKind, ComputeCapabilities, EngineOptions, Precision};
+use roundhouse_engine::{BackendKind, ComputeCapabilities, EngineOptions, Precision, WeightQuantization};
 use roundhouse_graph::{AttentionAttributes, DType, Dim, Op, Rewriter, ValueId, WeightExpr};
 
 use super::*;
@@ -15,6 +15,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     max_batch_size: 4,
     all_logits: false,
     targets: ComputeCapabilities::NONE,
+    quantization: WeightQuantization::None,
     tensorrt: None,
 };
 

@@ -8,7 +8,7 @@ use roundhouse_backend::{BackendError, BuildProgress, Builder as _, WeightSource
 use roundhouse_backend_cpu::{CpuBuilder, CpuOptions, CpuRuntime};
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
-    ModelInfo, Precision,
+    ModelInfo, Precision, WeightQuantization,
 };
 use roundhouse_graph::Graph;
 use tempfile::TempDir;
@@ -39,6 +39,7 @@ pub(crate) fn options(precision: Precision, cache: CacheKind) -> EngineOptions {
         max_batch_size: 4,
         all_logits: false,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use roundhouse_backend::{BackendError, BuildProgress, Builder as _, WeightError, WeightSource};
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapability, EngineOptions, Precision, Profiles, TensorRtOptions,
-    WeightPlacement,
+    WeightPlacement, WeightQuantization,
 };
 use roundhouse_tensorrt_builder::TensorRtBuilder;
 use roundhouse_tensorrt_library::testing;
@@ -161,6 +161,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_batch_size: 1,
         all_logits: false,
         targets: Default::default(),
+        quantization: WeightQuantization::None,
         tensorrt: None,
     };
     for argument in std::env::args().skip(1) {

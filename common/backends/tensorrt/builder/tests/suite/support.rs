@@ -8,7 +8,7 @@ use roundhouse_backend::{BackendError, BuildProgress, Builder as _, BuiltFile, W
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, ComputeCapability, EngineOptions, Precision,
-    TensorRtOptions, WeightPlacement, blob_names,
+    TensorRtOptions, WeightPlacement, WeightQuantization, blob_names,
 };
 use roundhouse_graph::Graph;
 use roundhouse_tensorrt_builder::TensorRtBuilder;
@@ -72,6 +72,7 @@ pub(crate) fn options(precision: Precision, cache: CacheKind) -> EngineOptions {
         max_batch_size: 3,
         all_logits: false,
         targets: [ComputeCapability::new(8, 9)].into_iter().collect(),
+        quantization: WeightQuantization::None,
         tensorrt: None,
     }
 }

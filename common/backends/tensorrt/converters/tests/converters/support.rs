@@ -6,7 +6,9 @@ use roundhouse_backend::{WeightSource, evaluate_rows};
 use roundhouse_backend_conformance::suite::MAX_SEQ_LEN;
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_backend_conformance::{Interpreter, Rng, Rounding, Tensor, round_to};
-use roundhouse_engine::{BackendKind, CacheKind, ComputeCapabilities, EngineOptions, Precision};
+use roundhouse_engine::{
+    BackendKind, CacheKind, ComputeCapabilities, EngineOptions, Precision, WeightQuantization,
+};
 use roundhouse_graph::Graph;
 use roundhouse_tensorrt_converters::{Converted, coverage};
 use roundhouse_tensorrt_interpreter::InterpreterError;
@@ -26,6 +28,7 @@ pub(crate) fn options(precision: Precision, cache: CacheKind) -> EngineOptions {
         max_batch_size: 4,
         all_logits: false,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     }
 }

@@ -8,7 +8,7 @@ use roundhouse_backend::{
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
-    Precision,
+    Precision, WeightQuantization,
 };
 use roundhouse_tensorrt_runtime::TensorRtRuntime;
 use tempfile::TempDir;
@@ -44,6 +44,7 @@ pub(crate) fn options(cache: CacheKind) -> EngineOptions {
         max_batch_size: 4,
         all_logits: false,
         targets: ComputeCapabilities::NONE,
+        quantization: WeightQuantization::None,
         tensorrt: None,
     }
 }
