@@ -15,5 +15,6 @@ mod weights;
 pub use build::{BuildProgress, Builder, BuiltFile};
 pub use error::{BackendError, UnsupportedNode};
 pub use library::LibrarySearch;
+pub use quantization::{QuantizationLoss, quantized_number};
 pub use run::{Cache, LogitsRequest, Model, Runtime, Sequence};
 pub use weights::{QuantizedTensor, WeightError, WeightSource, evaluate_rows, expr_shape};

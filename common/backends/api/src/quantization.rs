@@ -1,11 +1,58 @@
 //! Quantises weights, a row at a time: symmetric, each group by itself.
 
+use std::ops::AddAssign;
+
 use half::f16;
 use roundhouse_graph::{Quantization, QuantizedPart, WeightFormat};
 
 /// Scales that are tried for a group of four bits, as parts of the one that reaches its largest element: a smaller one
 /// cuts the largest and rounds all others more finely.
 const TRIED_SCALES: [f32; 9] = [1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8];
+
+/// What the numbers of a matrix lost when they were quantised, as sums over them.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct QuantizationLoss {
+    /// Of the squares of the differences.
+    pub squared_error: f64,
+    /// Of the squares of the numbers.
+    pub squared_norm: f64,
+}
+
+impl QuantizationLoss {
+    /// The root mean square of the differences, as a part of that of the numbers; 0 for zeros that stayed zeros.
+    #[must_use]
+    pub fn relative_error(&self) -> f64 {
+        if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squared_norm).sqrt() }
+    }
+}
+
+impl AddAssign for QuantizationLoss {
+    fn add_assign(&mut self, other: Self) {
+        self.squared_error += other.squared_error;
+        self.squared_norm += other.squared_norm;
+    }
+}
+
+/// What a code of a format stands for, before scales. A code of four bits is a nibble.
+#[must_use]
+pub fn quantized_number(format: WeightFormat, code: u8) -> f32 {
+    match format {
+        WeightFormat::Int8 => f32::from(code.cast_signed()),
+        WeightFormat::Int4 => f32::from(code) - 8.0,
+        WeightFormat::Fp8 => number_of_e4m3(code),
+    }
+}
+
+/// One bit of sign, four of exponent (bias 7), three of mantissa; all ones is not a number, and there is no infinity.
+fn number_of_e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (u32::from(code >> 3 & 15), u32::from(code & 7));
+    let magnitude = match (exponent, mantissa) {
+        (15, 7) => f32::NAN,
+        (0, _) => f32::from(code & 7) / 512.0,
+        _ => f32::from_bits((exponent + 120) << 23 | mantissa << 20),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
 
 /// The shape of a part of a matrix `[N, K]`, or why there is none.
 pub(crate) fn shape(
@@ -26,18 +73,52 @@ pub(crate) fn shape(
     })
 }
 
-/// The part of one row: its bytes as numbers, or its scales, which are exact in fp16.
-pub(crate) fn quantize_row(quantization: Quantization, part: QuantizedPart, row: &[f32], out: &mut [f32]) {
+/// The part of one row: its bytes as numbers, or its scales, which are exact in fp16. With the bytes it says what was
+/// lost.
+pub(crate) fn quantize_row(
+    quantization: Quantization,
+    part: QuantizedPart,
+    row: &[f32],
+    out: &mut [f32],
+) -> QuantizationLoss {
     let group_size = (quantization.group_size as usize).max(1);
     let groups = row.chunks_exact(group_size);
     let width = out.len().checked_div(groups.len()).unwrap_or(0).max(1);
+    let mut lost = QuantizationLoss::default();
     for (group, out) in groups.zip(out.chunks_exact_mut(width)) {
         let scale = scale(quantization.format, group);
         match part {
             QuantizedPart::Scales => out.fill(scale),
-            QuantizedPart::Values => values(quantization.format, group, scale, out),
+            QuantizedPart::Values => {
+                values(quantization.format, group, scale, out);
+                lost += loss(quantization.format, group, scale, out);
+            }
         }
     }
+    lost
+}
+
+/// What a group lost to its bytes.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes are 0 to 255")]
+fn loss(format: WeightFormat, group: &[f32], scale: f32, bytes: &[f32]) -> QuantizationLoss {
+    let mut lost = QuantizationLoss::default();
+    let mut add = |x: f32, code: u8| {
+        let difference = f64::from(x) - f64::from(quantized_number(format, code) * scale);
+        lost.squared_error += difference * difference;
+        lost.squared_norm += f64::from(x) * f64::from(x);
+    };
+    match format {
+        WeightFormat::Int8 | WeightFormat::Fp8 => {
+            group.iter().zip(bytes).for_each(|(&x, &byte)| add(x, byte as u8));
+        }
+        WeightFormat::Int4 => {
+            for (pair, &byte) in group.chunks_exact(2).zip(bytes) {
+                add(pair[0], byte as u8 & 15);
+                add(pair[1], byte as u8 >> 4);
+            }
+        }
+    }
+    lost
 }
 
 /// The scale of a group; zero for a group of zeros.
@@ -155,6 +236,37 @@ mod tests {
         }
         let (bytes, scales) = quantized(WeightFormat::Int4, 2, &[0.0, 0.0]);
         assert_eq!((bytes, scales[0].abs()), (vec![f32::from(0x88_u8)], 0.0));
+    }
+
+    #[test]
+    fn the_loss_is_of_what_the_bytes_and_the_scale_stand_for() {
+        let lost = |format, row: &[f32]| {
+            let quantization = Quantization { format, group_size: row.len() as u32 };
+            let width = row.len() * format.bits() as usize / 8;
+            quantize_row(quantization, QuantizedPart::Values, row, &mut vec![f32::NAN; width])
+        };
+        // Steps of 1: what lies between them is rounded to even.
+        let of_int8 = lost(WeightFormat::Int8, &[127.0, 1.5, -2.25, 0.0]);
+        assert_eq!((of_int8.squared_error, of_int8.squared_norm), (0.3125, 16136.3125));
+        assert_eq!(of_int8.relative_error(), (0.3125_f64 / 16136.3125).sqrt());
+        let of_int4 = lost(WeightFormat::Int4, &[-8.0, 7.0, 0.25, 1.0]);
+        assert_eq!((of_int4.squared_error, of_int4.squared_norm), (0.0625, 114.0625));
+        // 1.0625 lies between 1 and 1.125.
+        let of_fp8 = lost(WeightFormat::Fp8, &[448.0, -1.0625]);
+        assert_eq!(of_fp8.squared_error, 0.0625 * 0.0625);
+        let of_zeros = lost(WeightFormat::Int4, &[0.0, 0.0]);
+        assert_eq!((of_zeros, of_zeros.relative_error()), (QuantizationLoss::default(), 0.0));
+        let quantization = Quantization { format: WeightFormat::Int8, group_size: 2 };
+        let of_scales = quantize_row(quantization, QuantizedPart::Scales, &[1.0, 0.3], &mut [0.0]);
+        assert_eq!(of_scales, QuantizationLoss::default());
+    }
+
+    #[test]
+    fn every_code_of_e4m3_is_found_again() {
+        for code in (0..=u8::MAX).filter(|code| code & 0x7f != 0x7f) {
+            assert_eq!(e4m3(quantized_number(WeightFormat::Fp8, code)), code);
+        }
+        assert!(quantized_number(WeightFormat::Fp8, 0xff).is_nan());
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use roundhouse_graph::{DType, Quantization, WeightExpr};
+use roundhouse_graph::{DType, Quantization, QuantizedPart, WeightExpr};
 
-use crate::quantization;
+use crate::quantization::{self, QuantizationLoss};
 
 /// Elements that are read at once to be quantised, about.
 const QUANTIZED_ELEMENTS: usize = 1 << 20;
@@ -46,12 +46,12 @@ pub enum WeightError {
 /// * [`offsets`](Self::offsets_of) `[N, K / group_size]`, zeros where `has_offsets` is false.
 ///
 /// `values · scales + offsets` in fp32 is the decoded matrix: exactly without offsets and where scales are stored in 16
-/// bits, else to the rounding of one addition.
+/// bits, else to the rounding of one addition, and of one more where the offset itself is rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantizedTensor {
     /// How its bytes are read.
     pub quantization: Quantization,
-    /// Whether any offset is not zero.
+    /// Whether offsets may be other than zero.
     pub has_offsets: bool,
     /// The least dtype that holds scales and offsets exactly: f16, or f32 always where there are offsets.
     pub scales_dtype: DType,
@@ -100,6 +100,9 @@ pub trait WeightSource: Send + Sync {
     fn quantized(&self, _name: &str) -> Option<QuantizedTensor> {
         None
     }
+
+    /// Hears from [`evaluate_rows`] what rows of a matrix lost when their bytes were made. For sources that measure.
+    fn measure(&self, _matrix: &WeightExpr, _rows: Range<u64>, _lost: QuantizationLoss) {}
 }
 
 /// The shape that a recipe evaluates to.
@@ -197,8 +200,12 @@ pub fn evaluate_rows(
                 let last = rows.end.min(first + at_once as u64);
                 let read = &mut read[..index(last - first) * columns];
                 evaluate_rows(source, of, first..last, read)?;
+                let mut lost = QuantizationLoss::default();
                 for (row, out) in read.chunks_exact(columns).zip(out.chunks_exact_mut(width.max(1))) {
-                    quantization::quantize_row(*quantization, *part, row, out);
+                    lost += quantization::quantize_row(*quantization, *part, row, out);
+                }
+                if *part == QuantizedPart::Values {
+                    source.measure(of, first..last, lost);
                 }
             }
             Ok(())
@@ -255,7 +262,7 @@ fn misfit(expr: &WeightExpr, what: String) -> WeightError {
 mod tests {
     use std::collections::BTreeMap;
 
-    use roundhouse_graph::{QuantizedPart, WeightFormat};
+    use roundhouse_graph::WeightFormat;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use roundhouse_backend::{QuantizedTensor, WeightError};
+use roundhouse_backend::{QuantizedTensor, WeightError, quantized_number};
 use roundhouse_graph::{DType, Quantization, WeightFormat};
 use safetensors::Dtype;
 
@@ -148,7 +148,7 @@ impl Layer {
         for (column, (out, &code)) in out.iter_mut().zip(self.row(codes, row)).enumerate() {
             let group = self.groups.group(column);
             let zero = zeros.get(group).copied().unwrap_or(0.0);
-            *out = (number(self.format, code) - zero) * scales[group];
+            *out = (quantized_number(self.format, code) - zero) * scales[group];
         }
     }
 
@@ -178,24 +178,4 @@ impl Table {
             }
         }
     }
-}
-
-/// What a code stands for, before scales.
-fn number(format: WeightFormat, code: u8) -> f32 {
-    match format {
-        WeightFormat::Int8 => f32::from(code.cast_signed()),
-        WeightFormat::Int4 => f32::from(code) - 8.0,
-        WeightFormat::Fp8 => e4m3(code),
-    }
-}
-
-/// One bit of sign, four of exponent (bias 7), three of mantissa; all ones is not a number, and there is no infinity.
-fn e4m3(code: u8) -> f32 {
-    let (exponent, mantissa) = (u32::from(code >> 3 & 15), u32::from(code & 7));
-    let magnitude = match (exponent, mantissa) {
-        (15, 7) => f32::NAN,
-        (0, _) => f32::from(code & 7) / 512.0,
-        _ => f32::from_bits((exponent + 120) << 23 | mantissa << 20),
-    };
-    if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
