@@ -5,6 +5,7 @@ mod byte_pair;
 mod config;
 mod container;
 mod metadata;
+mod packing;
 mod quantisation;
 mod rope;
 mod sentencepiece;

@@ -9,9 +9,9 @@ use half::{bf16, f16};
 pub(crate) const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
 
 /// Elements of a block of the older formats.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 /// Elements of a super-block.
-const SUPER_BLOCK: usize = 256;
+pub(super) const SUPER_BLOCK: usize = 256;
 
 /// How a tensor's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +133,7 @@ fn blocks<const BYTES: usize, const ELEMENTS: usize>(
 }
 
 /// The fp16 number at byte `at`.
-fn half<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> f32 {
+pub(super) fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
@@ -183,13 +183,13 @@ fn q5_1(block: &[u8; 24], out: &mut [f32; BLOCK]) {
 }
 
 /// Bit 4 of element `index` of the first half, and of the second half.
-fn fifth_bits(high: u32, index: usize) -> (u8, u8) {
+pub(super) fn fifth_bits(high: u32, index: usize) -> (u8, u8) {
     let bit = |at: usize| ((high >> at) as u8 & 1) << 4;
     (bit(index), bit(index + BLOCK / 2))
 }
 
 /// Scale and minimum of sub-block `index` of 8, six bits each, of the twelve bytes that hold them.
-fn scale_and_minimum(packed: &[u8], index: usize) -> (f32, f32) {
+pub(super) fn scale_and_minimum(packed: &[u8], index: usize) -> (f32, f32) {
     let (scale, minimum) = if index < 4 {
         (packed[index] & 63, packed[index + 4] & 63)
     } else {
@@ -213,8 +213,8 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// The low nibbles belong to even sub-blocks, the high ones to odd ones.
-fn nibble(quants: u8, sub_block: usize) -> u8 {
+/// The low nibble belongs to even sub-blocks, the high one to odd ones.
+pub(super) fn nibble(quants: u8, sub_block: usize) -> u8 {
     if sub_block.is_multiple_of(2) { quants & 0xF } else { quants >> 4 }
 }
 
@@ -231,20 +231,19 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Each half of 128 has 64 bytes of low nibbles, 32 of high bit pairs and 8 scales.
 fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
-    let scale = half(block, 208);
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
-    for (part, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-        let (low, high, scales) = (&low[part * 64..], &high[part * 32..], &scales[part * 8..]);
-        for (index, value) in out.iter_mut().enumerate() {
-            let (quarter, column) = (index / 32, index % 32);
-            let nibbles = low[quarter % 2 * 32 + column];
-            let low = if quarter < 2 { nibbles & 0xF } else { nibbles >> 4 };
-            let quant = (low | (high[column] >> (2 * quarter) & 3) << 4) as i8 - 32;
-            *value = scale * f32::from(scales[index / 16] as i8) * f32::from(quant);
-        }
+    let (scale, scales) = (half(block, 208), &block[192..208]);
+    for (index, value) in out.iter_mut().enumerate() {
+        *value = scale * f32::from(scales[index / 16] as i8) * f32::from(q6_k_quant(block, index));
     }
+}
+
+/// The integer of an element: each half of 128 has 64 bytes of low nibbles, 32 of high bit pairs and 8 scales.
+pub(super) fn q6_k_quant(block: &[u8], index: usize) -> i8 {
+    let (part, quarter, column) = (index / 128, index % 128 / 32, index % 32);
+    let low = nibble(block[part * 64 + quarter % 2 * 32 + column], quarter / 2);
+    let high = block[128 + part * 32 + column] >> (2 * quarter) & 3;
+    (low | high << 4) as i8 - 32
 }
 
 #[cfg(test)]

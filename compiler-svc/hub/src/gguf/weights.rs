@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use roundhouse_backend::{WeightError, WeightSource};
+use roundhouse_backend::{QuantizedTensor, WeightError, WeightSource};
 
 use crate::HubError;
 use crate::file::{ReadOnlyFile, row_elements, unreadable};
+use crate::quantized::Part;
 
 use super::architecture::Architecture;
 use super::container::{Container, TensorInfo};
@@ -22,6 +23,33 @@ struct Tensor {
     /// Of the weight: the stored one, turned around where that is transposed.
     shape: Vec<u64>,
     layout: Layout,
+}
+
+impl Tensor {
+    /// How it is quantised, if its rows are rows of the file: a graph can then compute with its integers.
+    fn packing(&self) -> Option<QuantizedTensor> {
+        let rows_are_whole = matches!(self.layout, Layout::Same | Layout::InterleavedHeads(_));
+        let [_, columns] = self.shape[..] else { return None };
+        let whole = rows_are_whole && columns.is_multiple_of(self.info.kind.elements() as u64);
+        self.info.kind.packing().filter(|_| whole)
+    }
+
+    /// The shape of a part of it; `None` where it has not the part.
+    fn part_shape(&self, part: Part) -> Option<[u64; 2]> {
+        self.packing()?;
+        let [rows, columns] = self.shape[..] else { return None };
+        Some([rows, columns / self.info.kind.elements() as u64 * self.info.kind.part_width(part)? as u64])
+    }
+
+    /// Where a row is in the file.
+    fn stored_row(&self, row: u64) -> u64 {
+        match self.layout {
+            Layout::InterleavedHeads(heads) => {
+                stored_row(row, self.shape.first().copied().unwrap_or(1) / heads)
+            }
+            Layout::Same | Layout::Transposed | Layout::OnePlusWeight => row,
+        }
+    }
 }
 
 /// All tensors of the checkpoint.
@@ -69,6 +97,47 @@ impl GgufWeights {
         self.tensors.get(name).ok_or_else(|| WeightError::NotFound { name: name.to_owned() })
     }
 
+    /// The quantised matrix of which a tensor is a part, if it is one.
+    fn part_of(&self, name: &str) -> Option<(&Tensor, Part, [u64; 2])> {
+        Part::candidates(name).filter(|(_, part)| *part != Part::Decoded).find_map(|(matrix, part)| {
+            let tensor = self.tensors.get(matrix)?;
+            Some((tensor, part, tensor.part_shape(part)?))
+        })
+    }
+
+    /// Reads rows of a part of a matrix.
+    fn read_part(
+        &self,
+        name: &str,
+        tensor: &Tensor,
+        part: Part,
+        rows: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), WeightError> {
+        let TensorInfo { kind, offset, .. } = tensor.info;
+        let row_blocks = tensor.shape.last().copied().unwrap_or(0) / kind.elements() as u64;
+        let row_bytes = row_blocks * kind.bytes() as u64;
+        let (count, length) = (rows.end - rows.start, out.len());
+        // Rows that are next to each other in the file are read at once.
+        let at_once = if matches!(tensor.layout, Layout::Same) { count } else { 1 };
+        let width = length / usize::try_from((count / at_once.max(1)).max(1)).unwrap_or(usize::MAX);
+        let firsts = rows.step_by(usize::try_from(at_once.max(1)).unwrap_or(usize::MAX));
+        for (first, mut rest) in firsts.zip(out.chunks_exact_mut(width.max(1))) {
+            let start = offset + tensor.stored_row(first) * row_bytes;
+            let read = |chunk: &[u8]| {
+                let blocks = chunk.len() / kind.bytes();
+                let length = blocks * kind.part_width(part).unwrap_or(0);
+                let (now, later) = std::mem::take(&mut rest).split_at_mut(length);
+                kind.decode_part(part, chunk, now);
+                rest = later;
+            };
+            self.file
+                .for_each_chunk(start, at_once * row_bytes, kind.bytes(), read)
+                .map_err(unreadable(name, self.file.path()))?;
+        }
+        Ok(())
+    }
+
     /// Decodes `out.len()` elements from element `first` on.
     fn decode(&self, name: &str, info: &TensorInfo, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
         read_elements(&self.file, info.kind, info.offset, first, out)
@@ -112,7 +181,10 @@ fn weight_shape(name: &str, info: &TensorInfo, layout: Layout) -> Result<Vec<u64
 
 impl WeightSource for GgufWeights {
     fn shape(&self, name: &str) -> Result<Vec<u64>, WeightError> {
-        Ok(self.tensor(name)?.shape.clone())
+        match self.part_of(name) {
+            Some((.., shape)) => Ok(shape.to_vec()),
+            None => Ok(self.tensor(name)?.shape.clone()),
+        }
     }
 
     fn names(&self) -> Vec<String> {
@@ -120,7 +192,12 @@ impl WeightSource for GgufWeights {
     }
 
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
-        let Tensor { info, shape, layout } = self.tensor(name)?;
+        if let Some((tensor, part, shape)) = self.part_of(name) {
+            row_elements(name, &shape, &rows, out.len())?;
+            return self.read_part(name, tensor, part, rows, out);
+        }
+        let tensor = self.tensor(name)?;
+        let Tensor { info, shape, layout } = tensor;
         let (first, count) = row_elements(name, shape, &rows, out.len())?;
         match layout {
             Layout::Same => self.decode(name, info, first, out),
@@ -135,15 +212,18 @@ impl WeightSource for GgufWeights {
                 Ok(())
             }
             Layout::InterleavedHeads(_) if count == 0 => Ok(()),
-            Layout::InterleavedHeads(heads) => {
-                let head_dim = shape.first().copied().unwrap_or(1) / heads;
+            Layout::InterleavedHeads(_) => {
                 let row_length = out.len() / (rows.end - rows.start) as usize;
                 for (row, out) in rows.zip(out.chunks_exact_mut(row_length)) {
-                    self.decode(name, info, stored_row(row, head_dim) * row_length as u64, out)?;
+                    self.decode(name, info, tensor.stored_row(row) * row_length as u64, out)?;
                 }
                 Ok(())
             }
         }
+    }
+
+    fn quantized(&self, name: &str) -> Option<QuantizedTensor> {
+        self.tensors.get(name)?.packing()
     }
 }
 

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use super::codes::Codes;
 use super::groups::{Columns, Scales, Zeros};
-use super::index;
+use super::{Part, index};
 use crate::shards::SafetensorsWeights;
 
 /// Bytes that a block of rows takes once it is unpacked, about.
@@ -30,19 +30,6 @@ pub(super) struct Layer {
     pub(super) group_count: u64,
     pub(super) scales: Scales,
     pub(super) zeros: Option<Zeros>,
-}
-
-/// A tensor that stands for a part of a matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// The matrix itself.
-    Decoded,
-    /// Its bytes.
-    Values,
-    /// Its scales.
-    Scales,
-    /// Its offsets.
-    Offsets,
 }
 
 /// Scales and zero points of a block of rows, `[rows, groups]`.

@@ -9,6 +9,7 @@ mod codes;
 mod gptq_awq;
 mod groups;
 mod layer;
+mod part;
 mod recent;
 mod row_major;
 mod scheme;
@@ -24,7 +25,8 @@ use safetensors::Dtype;
 use crate::file::row_elements;
 use crate::shards::SafetensorsWeights;
 
-use layer::{Layer, Part, Table};
+use layer::{Layer, Table};
+pub(crate) use part::Part;
 use recent::Recent;
 pub(crate) use scheme::Scheme;
 use tensors::Tensors;
@@ -107,14 +109,8 @@ impl QuantizedWeights {
 
     /// The quantised matrix of which a tensor is a part.
     fn part_of(&self, name: &str) -> Option<(&str, &Layer, Part)> {
-        let parts = [
-            ("", Part::Decoded),
-            (".values", Part::Values),
-            (".scales", Part::Scales),
-            (".offsets", Part::Offsets),
-        ];
-        parts.into_iter().find_map(|(suffix, part)| {
-            let (name, layer) = self.layers.get_key_value(name.strip_suffix(suffix)?)?;
+        Part::candidates(name).find_map(|(matrix, part)| {
+            let (name, layer) = self.layers.get_key_value(matrix)?;
             layer.shape(part)?;
             Some((name.as_str(), layer, part))
         })

@@ -8,6 +8,7 @@ mod gguf_architectures;
 mod gguf_file;
 mod gguf_files;
 mod gguf_hostile;
+mod gguf_packed;
 mod gguf_reference;
 mod gguf_tokenizers;
 mod hub;
