@@ -44,6 +44,12 @@ impl Backends {
         Self { cpu: Arc::new(CpuBuilder::new()), tensorrt: TensorRt::new(tensorrt) }
     }
 
+    /// With this builder instead of the CPU's.
+    #[cfg(test)]
+    pub(crate) fn with_cpu(cpu: Arc<dyn Builder>) -> Self {
+        Self { cpu, ..Self::new(LibrarySearch::default()) }
+    }
+
     /// The builder of a backend. Blocks while a library is loaded.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Between the messages of the interface and the types of the engine.
 
+pub(crate) mod quantization;
 pub(crate) mod tensorrt;
 
 use std::time::SystemTime;
@@ -64,7 +65,7 @@ fn options(options: &EngineOptions) -> proto::CompileOptions {
         all_logits: Some(options.all_logits),
         targets: options.targets.names(),
         tensorrt: options.tensorrt.as_ref().map(tensorrt::message),
-        quantization: None,
+        quantization: Some(quantization::message(options.quantization)),
     }
 }
 

@@ -12,6 +12,8 @@ mod convert;
 pub mod jobs;
 pub mod pipeline;
 mod progress;
+mod quantization;
+mod quantization_loss;
 pub mod service;
 
 pub use config::CompilerConfig;

@@ -13,7 +13,7 @@ use roundhouse_engine::{
 };
 use roundhouse_graph::Graph;
 use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
-use roundhouse_lowering::LoweringError;
+use roundhouse_lowering::{LoweringError, WEIGHT_ONLY_QUANTIZATION};
 use roundhouse_models::ModelError;
 use roundhouse_proto::compiler::Stage;
 use roundhouse_store::{EngineStore, Published, StoreError};
@@ -21,6 +21,8 @@ use roundhouse_store::{EngineStore, Published, StoreError};
 use crate::backends::{Backends, NoBuilder};
 use crate::jobs::Operation;
 use crate::progress::{DownloadProgress, OperationProgress, UploadProgress};
+use crate::quantization::{self, Quantized};
+use crate::quantization_loss::MeasuredWeights;
 use crate::{COMPILER_VERSION, convert};
 
 /// The longest sequence of an engine whose request does not say, where the model itself allows more.
@@ -47,8 +49,8 @@ pub struct CompileRequest {
     pub max_batch_size: Option<u32>,
     /// Whether every position's logits are computed.
     pub all_logits: bool,
-    /// How the weights of matrix products are kept.
-    pub quantization: WeightQuantization,
+    /// How the weights of matrix products are kept; `None` is as the checkpoint has them where that can be.
+    pub quantization: Option<WeightQuantization>,
     /// The GPUs to build for; none leaves them to the backend.
     pub targets: ComputeCapabilities,
     /// What only TensorRT engines have; `None` for other backends.
@@ -135,8 +137,8 @@ struct Lowered {
     graph: Graph,
     source_graph: Graph,
     manifest: Manifest,
-    /// Fields of config.json that mean nothing to the model's family.
-    ignored_fields: Vec<String>,
+    /// What people should know of it.
+    notes: Vec<String>,
 }
 
 impl Pipeline {
@@ -182,12 +184,7 @@ impl Pipeline {
         operation.report(Stage::Lower, 0, None);
         let lowered = lower(&checkpoint, &*builder, request)?;
         lowered.manifest.passes.iter().for_each(|report| operation.pass(convert::pass_report(report)));
-        if !lowered.ignored_fields.is_empty() {
-            operation.log(format!(
-                "fields of config.json without a meaning: {}",
-                lowered.ignored_fields.join(", ")
-            ));
-        }
+        lowered.notes.iter().for_each(|note| operation.log(note));
         let key = lowered.manifest.key.clone();
         operation.set_engine_key(key.as_str());
         if request.validate_only {
@@ -235,7 +232,7 @@ impl Pipeline {
         &self,
         checkpoint: &Checkpoint,
         builder: &dyn Builder,
-        lowered: Lowered,
+        mut lowered: Lowered,
         operation: &Arc<Operation>,
     ) -> Result<Published, CompileError> {
         let io = |source| CompileError::Io { path: self.build_dir.display().to_string(), source };
@@ -245,7 +242,16 @@ impl Pipeline {
         operation.report(Stage::Build, 0, None);
         let progress = OperationProgress::new(Arc::clone(operation));
         let options = &lowered.manifest.options;
-        let built = builder.build(&lowered.graph, options, checkpoint, directory.path(), &progress)?;
+        let weights = MeasuredWeights::new(checkpoint);
+        let built = builder.build(&lowered.graph, options, &weights, directory.path(), &progress)?;
+        if let Some(losses) = weights.losses() {
+            losses.lines().into_iter().for_each(|line| operation.log(line));
+            let mut passes = lowered.manifest.passes.iter_mut();
+            passes
+                .find(|report| report.pass == WEIGHT_ONLY_QUANTIZATION)
+                .into_iter()
+                .for_each(|report| losses.report(report));
+        }
         let mut files: Vec<(String, PathBuf)> =
             built.into_iter().map(|file| (file.name, file.path)).collect();
         write_metadata(checkpoint, &lowered.source_graph, directory.path(), &mut files)?;
@@ -283,7 +289,7 @@ fn lower(
         max_seq_len,
         max_batch_size: request.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE),
         all_logits: request.all_logits,
-        quantization: request.quantization,
+        quantization: request.quantization.unwrap_or_default(),
         targets: request.targets,
         tensorrt: request.tensorrt,
     };
@@ -297,6 +303,10 @@ fn lower(
     let options = builder.resolve(&model.graph, options).map_err(CompileError::Options)?;
     let source_graph = model.graph.clone();
     let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
+    let Quantized { graph, quantization, report, notes: of_weights } =
+        quantization::quantize(graph, request.quantization, &options, checkpoint, builder)?;
+    let options = EngineOptions { quantization, ..options };
+    passes.extend(report);
     let (graph, fusions) = builder.lower(graph, &options)?;
     passes.extend(fusions);
     let (target, backend_version) = (builder.target(&options), builder.version());
@@ -326,7 +336,11 @@ fn lower(
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
     };
-    Ok(Lowered { graph, source_graph, manifest, ignored_fields: model.ignored_fields })
+    let mut notes = of_weights;
+    if !model.ignored_fields.is_empty() {
+        notes.push(format!("fields of config.json without a meaning: {}", model.ignored_fields.join(", ")));
+    }
+    Ok(Lowered { graph, source_graph, manifest, notes })
 }
 
 /// `eos_token_id` of generation_config.json: a number or a list.
@@ -384,3 +398,6 @@ where
         () = operation.cancellation().cancelled() => Err(CompileError::Cancelled),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,16 +11,20 @@ use crate::quantized_linear::{Parts, quantize, tensors_used_otherwise, weight};
 
 const NAME: &str = "packed_weights";
 
-/// Turns each product whose weight is made of rows of tensors that `source` has quantised alike into one that reads
-/// their bytes, scales and offsets. Weights that are made otherwise, or whose tensors are used for something else too,
-/// stay decoded.
+/// Turns each product whose weight is made of rows of tensors that `source` has quantised alike, in a way that `accepts`
+/// says the backend multiplies with, into one that reads their bytes, scales and offsets. Weights that are made
+/// otherwise, or whose tensors are used for something else too, stay decoded.
 ///
 /// # Errors
 /// When the graph does not verify.
-pub fn packed_weights(graph: Graph, source: &dyn WeightSource) -> Result<(Graph, PassReport), LoweringError> {
+pub fn packed_weights(
+    graph: Graph,
+    source: &dyn WeightSource,
+    accepts: &dyn Fn(QuantizedLinearAttributes) -> bool,
+) -> Result<(Graph, PassReport), LoweringError> {
     let mut rewriter = Rewriter::new(graph);
     let used_otherwise = tensors_used_otherwise(rewriter.graph());
-    let (mut packed, mut with_offsets, mut left) = (0, 0, 0);
+    let (mut packed, mut with_offsets, mut left, mut left_by_backend) = (0, 0, 0, 0);
     for id in rewriter.nodes_where(|_| true) {
         let Some((_, expr)) = weight(rewriter.graph(), rewriter.node(id)) else { continue };
         let free = expr.tensors().iter().all(|&tensor| !used_otherwise.contains(tensor));
@@ -29,6 +33,10 @@ pub fn packed_weights(graph: Graph, source: &dyn WeightSource) -> Result<(Graph,
             left += 1;
             continue;
         };
+        if !accepts(parts.attributes) {
+            left_by_backend += 1;
+            continue;
+        }
         packed += 1;
         with_offsets += u64::from(parts.attributes.has_offsets);
         quantize(&mut rewriter, id, parts)?;
@@ -38,6 +46,7 @@ pub fn packed_weights(graph: Graph, source: &dyn WeightSource) -> Result<(Graph,
         ("packed_linears", packed),
         ("with_offsets", with_offsets),
         ("left_linears", left),
+        ("left_by_backend", left_by_backend),
         ("removed_weights", removed.weights),
     ];
     Ok((rewriter.finish()?, PassReport::new(NAME, counts)))

@@ -12,7 +12,8 @@ use roundhouse_graph::{
 use crate::LoweringError;
 use crate::quantized_linear::{Parts, quantize, sizes, tensors_used_otherwise, weight};
 
-const NAME: &str = "weight_only_quantization";
+/// The pass's name in reports.
+pub const WEIGHT_ONLY_QUANTIZATION: &str = "weight_only_quantization";
 
 /// Turns products into ones with weights of few bits, which the builder makes of the checkpoint's. Left as they are:
 /// weights whose tensors are used for something else too (an output layer tied to the embedding), weights whose columns
@@ -69,7 +70,7 @@ pub fn weight_only_quantization(
         ("left_output_layers", heads),
         ("removed_weights", removed.weights),
     ];
-    Ok((rewriter.finish()?, PassReport::new(NAME, counts)))
+    Ok((rewriter.finish()?, PassReport::new(WEIGHT_ONLY_QUANTIZATION, counts)))
 }
 
 /// The products that make the outputs, but for what is done to each number or picks some of them.

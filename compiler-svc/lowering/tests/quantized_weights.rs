@@ -82,11 +82,16 @@ fn weights_of_a_checkpoint_stay_packed_and_compute_the_same() {
             columns as i64,
             vec![(count as i64, up()), (5, rows(up(), 2..7)), (count as i64 + 6, joined)],
         );
-        let (packed, report) = packed_weights(graph.clone(), &checkpoint).unwrap();
+        let (packed, report) = packed_weights(graph.clone(), &checkpoint, &|_| true).unwrap();
         assert_eq!(ops(&packed), ["quantized_linear"; 3], "{name}");
         let offsets = if has_offsets { 3 } else { 0 };
-        let counts =
-            [("packed_linears", 3), ("with_offsets", offsets), ("left_linears", 0), ("removed_weights", 3)];
+        let counts = [
+            ("packed_linears", 3),
+            ("with_offsets", offsets),
+            ("left_linears", 0),
+            ("left_by_backend", 0),
+            ("removed_weights", 3),
+        ];
         assert_eq!(report.counts, counts.map(|(name, count)| (name.to_owned(), count)).into());
         let bytes = packed.value(packed.find("w0.values").unwrap());
         let width = columns as i64 * i64::from(format.bits()) / 8;
@@ -104,7 +109,7 @@ fn weights_of_a_checkpoint_stay_packed_and_compute_the_same() {
 fn scattered_groups_stay_decoded() {
     let checkpoint = golden("gptq_int4_act_order");
     let graph = products(64, vec![(32, WeightExpr::tensor(UP))]);
-    let (packed, report) = packed_weights(graph.clone(), &checkpoint).unwrap();
+    let (packed, report) = packed_weights(graph.clone(), &checkpoint, &|_| true).unwrap();
     assert_eq!((packed, report.counts["left_linears"]), (graph, 1));
 }
 
@@ -155,7 +160,7 @@ fn only_rows_of_tensors_that_are_quantised_alike_are_packed() {
         (transposed, None),
     ];
     for (expr, expected) in cases {
-        let (packed, _) = packed_weights(products(8, vec![(8, expr.clone())]), &source).unwrap();
+        let (packed, _) = packed_weights(products(8, vec![(8, expr.clone())]), &source, &|_| true).unwrap();
         let node = packed.nodes().next().unwrap().1;
         let found = match node.op {
             Op::QuantizedLinear(QuantizedLinearAttributes { has_offsets, .. }) => {
@@ -168,6 +173,20 @@ fn only_rows_of_tensors_that_are_quantised_alike_are_packed() {
 }
 
 #[test]
+fn what_the_backend_does_not_multiply_with_is_left_and_counted() {
+    let source = Described(
+        MemoryWeights::new(),
+        BTreeMap::from([("a", described(4, false, DType::F16)), ("b", described(4, true, DType::F32))]),
+    );
+    let weights = ["a", "b", "d"].map(|name| (8, WeightExpr::tensor(name))).to_vec();
+    let accepts = |attributes: QuantizedLinearAttributes| !attributes.has_offsets;
+    let (packed, report) = packed_weights(products(8, weights), &source, &accepts).unwrap();
+    assert_eq!(ops(&packed), ["quantized_linear", "linear", "linear"]);
+    let counts = ["packed_linears", "left_by_backend", "left_linears"].map(|name| report.counts[name]);
+    assert_eq!(counts, [1; 3]);
+}
+
+#[test]
 fn an_embedding_keeps_what_it_shares_with_a_product() {
     let source = Described(MemoryWeights::new(), BTreeMap::from([("a", described(4, false, DType::F16))]));
     let mut graph = products(8, vec![(8, WeightExpr::tensor("a"))]);
@@ -177,7 +196,7 @@ fn an_embedding_keeps_what_it_shares_with_a_product() {
     let embedded = graph.add_node(Op::Embedding, &[ids, table]).unwrap();
     graph.add_output("embedded", embedded);
     let quantization = Quantization { format: WeightFormat::Int8, group_size: 4 };
-    assert_eq!(packed_weights(graph.clone(), &source).unwrap().1.counts["left_linears"], 1);
+    assert_eq!(packed_weights(graph.clone(), &source, &|_| true).unwrap().1.counts["left_linears"], 1);
     assert_eq!(weight_only_quantization(graph, quantization).unwrap().1.counts["left_shared"], 1);
 }
 

@@ -80,7 +80,7 @@ pub struct News {
 }
 
 impl Operation {
-    pub(super) fn new(name: String, model: String) -> Arc<Self> {
+    pub(crate) fn new(name: String, model: String) -> Arc<Self> {
         let state = State {
             progress: StageProgress { stage: Stage::Queued.into(), done: 0, total: None },
             progress_revision: 1,

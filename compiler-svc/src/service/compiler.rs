@@ -22,7 +22,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
 use super::{CompilerService, failure, operations};
-use crate::convert::{self, tensorrt};
+use crate::convert::{self, quantization, tensorrt};
 use crate::jobs::{Cursor, Operation, Update};
 use crate::pipeline::{CompileError, CompileRequest, Pipeline};
 
@@ -174,7 +174,7 @@ impl CompilerService {
             max_seq_len: options.max_seq_len,
             max_batch_size: options.max_batch_size,
             all_logits: options.all_logits.unwrap_or_default(),
-            quantization: roundhouse_engine::WeightQuantization::None,
+            quantization: quantization::asked(options.quantization.as_ref())?,
             targets: tensorrt::targets(&options.targets, backend)?,
             tensorrt: tensorrt::options(options.tensorrt.as_ref(), backend, precision)?,
             validate_only: message.validate_only.unwrap_or_default(),

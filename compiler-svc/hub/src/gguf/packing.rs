@@ -168,12 +168,14 @@ mod tests {
             assert_eq!(offsets.iter().any(|&offset| offset != 0.0), packing.has_offsets, "{name}");
             let mut compared = 0;
             for (index, (code, expected)) in codes.zip(&expected).enumerate() {
-                let (scale, offset) = (scales[index / group_size as usize], offsets[index / group_size as usize]);
+                let (scale, offset) =
+                    (scales[index / group_size as usize], offsets[index / group_size as usize]);
                 let product = quantized_number(format, code) * scale;
                 let found = if packing.has_offsets { product + offset } else { product };
                 // Where a nibble's offset makes up for −8, it and the sum are rounded once each.
                 let rounded = packing.has_offsets && format == WeightFormat::Int4;
-                let allowed = if rounded { f32::EPSILON / 2.0 * (offset.abs() + expected.abs()) } else { 0.0 };
+                let allowed =
+                    if rounded { f32::EPSILON / 2.0 * (offset.abs() + expected.abs()) } else { 0.0 };
                 assert!((found - expected).abs() <= allowed, "{name}[{index}] is {found}, not {expected}");
                 compared += 1;
             }

@@ -93,7 +93,8 @@ fn parts_come_to_the_decoded_matrix_in_every_format() {
             for (index, ((found, offset), expected)) in found.into_iter().zip(expected).enumerate() {
                 // A nibble's offset makes up for its −8: it and the sum are rounded once each.
                 let rounded = has_offsets && bits == WeightFormat::Int4;
-                let allowed = if rounded { f32::EPSILON / 2.0 * (offset.abs() + expected.abs()) } else { 0.0 };
+                let allowed =
+                    if rounded { f32::EPSILON / 2.0 * (offset.abs() + expected.abs()) } else { 0.0 };
                 assert!((found - expected).abs() <= allowed, "{name} {weight}[{index}]: {found} {expected}");
             }
         }
@@ -106,7 +107,8 @@ fn rows_of_parts_are_those_of_the_matrix() {
     for format in &FORMATS {
         let checkpoint = open_gguf(&packed(format)).unwrap();
         for weight in [QUERY, UP] {
-            for part in [QuantizedTensor::values_of, QuantizedTensor::scales_of, QuantizedTensor::offsets_of] {
+            for part in [QuantizedTensor::values_of, QuantizedTensor::scales_of, QuantizedTensor::offsets_of]
+            {
                 let name = part(weight);
                 let width = checkpoint.shape(&name).unwrap()[1] as usize;
                 let all = read(&checkpoint, &name);

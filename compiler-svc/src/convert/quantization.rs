@@ -1,0 +1,128 @@
+//! How weights are kept.
+
+use roundhouse_engine::WeightQuantization;
+use roundhouse_graph::{Quantization, WeightFormat};
+use roundhouse_proto::compiler as proto;
+use roundhouse_rpc::Failure;
+
+use super::unknown_value;
+
+const FORMAT: &str = "options.quantization.format";
+const GROUP_SIZE: &str = "options.quantization.group_size";
+
+/// Columns that share a scale where the request does not say.
+const fn default_group_size(format: WeightFormat) -> u32 {
+    match format {
+        WeightFormat::Int8 | WeightFormat::Fp8 => 128,
+        WeightFormat::Int4 => 32,
+    }
+}
+
+/// What an engine was built with.
+pub(crate) fn message(quantization: WeightQuantization) -> proto::WeightQuantization {
+    let (format, group_size) = match quantization {
+        WeightQuantization::None => (proto::WeightFormat::None, None),
+        WeightQuantization::Checkpoint => (proto::WeightFormat::Checkpoint, None),
+        WeightQuantization::Compiler(Quantization { format, group_size }) => {
+            let format = match format {
+                WeightFormat::Int8 => proto::WeightFormat::Int8,
+                WeightFormat::Int4 => proto::WeightFormat::Int4,
+                WeightFormat::Fp8 => proto::WeightFormat::Fp8,
+            };
+            (format, Some(group_size))
+        }
+    };
+    proto::WeightQuantization { format: format.into(), group_size }
+}
+
+/// What a request asks for; `None` is automatic.
+pub(crate) fn asked(
+    message: Option<&proto::WeightQuantization>,
+) -> Result<Option<WeightQuantization>, Failure> {
+    let Some(&proto::WeightQuantization { format, group_size }) = message else { return Ok(None) };
+    let asked = proto::WeightFormat::try_from(format).map_err(|_| unknown_value(FORMAT, Some(format)))?;
+    let made = match asked {
+        proto::WeightFormat::Int8 => WeightFormat::Int8,
+        proto::WeightFormat::Int4 => WeightFormat::Int4,
+        proto::WeightFormat::Fp8 => WeightFormat::Fp8,
+        proto::WeightFormat::Unspecified | proto::WeightFormat::None | proto::WeightFormat::Checkpoint => {
+            if let Some(group_size) = group_size {
+                let what = format!("{GROUP_SIZE} is {group_size}, and only int8, int4 and fp8 have one");
+                return Err(Failure::invalid_field(GROUP_SIZE, what));
+            }
+            return Ok(match asked {
+                proto::WeightFormat::None => Some(WeightQuantization::None),
+                proto::WeightFormat::Checkpoint => Some(WeightQuantization::Checkpoint),
+                _ => None,
+            });
+        }
+    };
+    let group_size = group_size.unwrap_or(default_group_size(made));
+    let bits = u64::from(group_size) * u64::from(made.bits());
+    if bits == 0 || !bits.is_multiple_of(8) {
+        let what =
+            format!("{GROUP_SIZE} is {group_size}: a group is one or more whole bytes of {}", made.name());
+        return Err(Failure::invalid_field(GROUP_SIZE, what));
+    }
+    Ok(Some(WeightQuantization::Compiler(Quantization { format: made, group_size })))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    fn request(format: proto::WeightFormat, group_size: Option<u32>) -> proto::WeightQuantization {
+        proto::WeightQuantization { format: format.into(), group_size }
+    }
+
+    #[test]
+    fn unset_is_automatic_and_group_sizes_have_defaults() {
+        use proto::WeightFormat::{Checkpoint, Fp8, Int4, Int8, None as Decoded, Unspecified};
+        let made =
+            |format, group_size| Some(WeightQuantization::Compiler(Quantization { format, group_size }));
+        for (format, group_size, expected) in [
+            (Unspecified, None, None),
+            (Decoded, None, Some(WeightQuantization::None)),
+            (Checkpoint, None, Some(WeightQuantization::Checkpoint)),
+            (Int8, None, made(WeightFormat::Int8, 128)),
+            (Fp8, None, made(WeightFormat::Fp8, 128)),
+            (Int4, None, made(WeightFormat::Int4, 32)),
+            (Int4, Some(2), made(WeightFormat::Int4, 2)),
+            (Int8, Some(1), made(WeightFormat::Int8, 1)),
+        ] {
+            let request = request(format, group_size);
+            let found = asked(Some(&request)).ok().unwrap();
+            assert_eq!(found, expected, "{request:?}");
+            // What was built can be asked for again.
+            if let Some(built) = found {
+                assert_eq!(asked(Some(&message(built))).ok().unwrap(), Some(built));
+            }
+        }
+        assert_eq!(asked(None).ok().unwrap(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_at_its_field() {
+        use proto::WeightFormat::{Checkpoint, Fp8, Int4, Int8, None as Decoded, Unspecified};
+        let cases = [
+            (request(Int8, Some(0)), GROUP_SIZE, "0"),
+            (request(Fp8, Some(0)), GROUP_SIZE, "0"),
+            (request(Int4, Some(0)), GROUP_SIZE, "0"),
+            (request(Int4, Some(33)), GROUP_SIZE, "33"),
+            (request(Unspecified, Some(32)), GROUP_SIZE, "32"),
+            (request(Decoded, Some(32)), GROUP_SIZE, "32"),
+            (request(Checkpoint, Some(32)), GROUP_SIZE, "32"),
+            (proto::WeightQuantization { format: 9, group_size: None }, FORMAT, "9"),
+        ];
+        for (request, field, named) in cases {
+            let status = Status::from(asked(Some(&request)).err().unwrap());
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{request:?}");
+            assert!(status.message().contains(named), "{status}");
+            let details = status.get_error_details();
+            assert_eq!(details.bad_request().unwrap().field_violations[0].field, field, "{request:?}");
+        }
+    }
+}

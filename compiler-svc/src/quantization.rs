@@ -1,0 +1,152 @@
+//! How the weights of an engine's products are kept: what was asked for, or what is best, as passes over its graph.
+
+use std::collections::BTreeSet;
+
+use roundhouse_backend::{BackendError, Builder, WeightSource};
+use roundhouse_engine::{EngineOptions, WeightQuantization};
+use roundhouse_graph::{
+    Graph, Node, Op, Origin, PassReport, Quantization, QuantizedLinearAttributes, ValueId,
+};
+use roundhouse_lowering::{packed_weights, weight_only_quantization};
+
+use crate::pipeline::CompileError;
+
+/// A graph whose products have the weights that its engine keeps.
+#[derive(Debug)]
+pub(crate) struct Quantized {
+    pub(crate) graph: Graph,
+    /// What the engine's options say.
+    pub(crate) quantization: WeightQuantization,
+    /// What the pass did, where one ran.
+    pub(crate) report: Option<PassReport>,
+    /// For people.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Quantized {
+    fn decoded(graph: Graph) -> Self {
+        Self { graph, quantization: WeightQuantization::None, report: None, notes: Vec::new() }
+    }
+}
+
+/// Quantises the weights of a lowered graph as was `asked`. Where nothing was, they stay as the checkpoint has them if
+/// the backend multiplies with any so; an engine in which it does not is the same as one that was asked for without.
+///
+/// # Errors
+/// What was asked for by name and cannot be.
+pub(crate) fn quantize(
+    graph: Graph,
+    asked: Option<WeightQuantization>,
+    options: &EngineOptions,
+    source: &dyn WeightSource,
+    builder: &dyn Builder,
+) -> Result<Quantized, CompileError> {
+    match asked {
+        Some(WeightQuantization::None) => Ok(Quantized::decoded(graph)),
+        Some(WeightQuantization::Compiler(quantization)) => {
+            by_compiler(graph, quantization, options, source, builder)
+        }
+        Some(WeightQuantization::Checkpoint) => {
+            let found = as_in_checkpoint(graph, options, source, builder)?;
+            let packed = found.quantization == WeightQuantization::Checkpoint;
+            if packed { Ok(found) } else { Err(not_packed(&found, builder)) }
+        }
+        None => as_in_checkpoint(graph, options, source, builder),
+    }
+}
+
+fn as_in_checkpoint(
+    graph: Graph,
+    options: &EngineOptions,
+    source: &dyn WeightSource,
+    builder: &dyn Builder,
+) -> Result<Quantized, CompileError> {
+    if !weights_of_products(&graph).any(|(_, tensors)| is_quantized(source, &tensors)) {
+        return Ok(Quantized::decoded(graph));
+    }
+    let options = EngineOptions { quantization: WeightQuantization::Checkpoint, ..*options };
+    let accepts = |attributes| builder.multiplies_quantized(attributes, &options);
+    let (packed, report) = packed_weights(graph.clone(), source, &accepts)?;
+    let count = |name: &str| report.counts.get(name).copied().unwrap_or(0);
+    let mut notes = Vec::new();
+    if count("left_by_backend") > 0 {
+        notes.push(format!(
+            "{} quantised weights of the checkpoint are decoded: the {} backend does not multiply with them as they are",
+            count("left_by_backend"),
+            builder.kind()
+        ));
+    }
+    let any = count("packed_linears") > 0;
+    let (graph, quantization) = match any {
+        true => (packed, WeightQuantization::Checkpoint),
+        false => (graph, WeightQuantization::None),
+    };
+    Ok(Quantized { graph, quantization, report: Some(report), notes })
+}
+
+/// Why nothing is kept as the checkpoint has it.
+fn not_packed(found: &Quantized, builder: &dyn Builder) -> CompileError {
+    let count = |name: &str| found.report.as_ref().and_then(|report| report.counts.get(name)).copied();
+    let why = match count("left_by_backend") {
+        Some(left @ 1..) => format!("the {} backend multiplies with none of its {left}", builder.kind()),
+        _ => "it has no weights of products that are quantised in whole groups".to_owned(),
+    };
+    CompileError::Option {
+        field: "quantization.format",
+        found: WeightQuantization::Checkpoint.to_string(),
+        allowed: format!("none, int8, int4 or fp8, but not quantised weights of the checkpoint: {why}"),
+    }
+}
+
+fn by_compiler(
+    graph: Graph,
+    quantization: Quantization,
+    options: &EngineOptions,
+    source: &dyn WeightSource,
+    builder: &dyn Builder,
+) -> Result<Quantized, CompileError> {
+    let asked = WeightQuantization::Compiler(quantization);
+    let options = EngineOptions { quantization: asked, ..*options };
+    let attributes = QuantizedLinearAttributes { quantization, has_offsets: false };
+    if !builder.multiplies_quantized(attributes, &options) {
+        return Err(CompileError::Options(BackendError::Unsupported {
+            backend: builder.kind().name(),
+            what: format!("products with weights of {asked} in {} engines", options.precision),
+        }));
+    }
+    let mut notes = Vec::new();
+    if weights_of_products(&graph).any(|(_, tensors)| is_quantized(source, &tensors)) {
+        notes.push(format!(
+            "the checkpoint's weights are quantised already: {asked} is made of the numbers that they decode to"
+        ));
+    }
+    let columns: BTreeSet<i64> = weights_of_products(&graph)
+        .filter_map(|(weight, _)| graph.value(weight).shape.last()?.as_constant())
+        .collect();
+    let (graph, report) = weight_only_quantization(graph, quantization)?;
+    if report.counts.get("quantized_linears").copied().unwrap_or(0) == 0 {
+        let columns: Vec<_> = columns.iter().map(ToString::to_string).collect();
+        return Err(CompileError::Option {
+            field: "quantization.group_size",
+            found: quantization.group_size.to_string(),
+            allowed: format!("what divides the columns of its weights ({})", columns.join(", ")),
+        });
+    }
+    Ok(Quantized { graph, quantization: asked, report: Some(report), notes })
+}
+
+fn is_quantized(source: &dyn WeightSource, tensors: &[&str]) -> bool {
+    tensors.iter().any(|tensor| source.quantized(tensor).is_some())
+}
+
+/// The weights that products multiply with, and the tensors that they are made of.
+fn weights_of_products(graph: &Graph) -> impl Iterator<Item = (ValueId, Vec<&str>)> {
+    let weight = |node: &Node| node.inputs.get(1).copied().filter(|_| node.op == Op::Linear);
+    graph.nodes().filter_map(move |(_, node)| {
+        let id = weight(node)?;
+        match &graph.value(id).origin {
+            Origin::Weight { expr } => Some((id, expr.tensors())),
+            Origin::Input { .. } | Origin::Node => None,
+        }
+    })
+}
