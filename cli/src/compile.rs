@@ -17,7 +17,8 @@ use roundhouse_proto::google::longrunning::operation;
 
 use crate::clients::{Compiler, ServiceArgs};
 use crate::model_args::ModelArgs;
-use crate::{dump, output};
+use crate::quantization::{self, Losses};
+use crate::{dump, kv_memory, output};
 
 /// `roundhouse compile`.
 #[derive(Debug, Args)]
@@ -48,7 +49,10 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
     request.force = Some(args.force);
     let response = compile(&mut compiler, request).await?;
     let engine = response.engine.context("the compiler's answer has no engine")?;
-    let plan = response.memory_plan.unwrap_or_default();
+    let plan = kv_memory::planned(&response.memory_plan.clone().unwrap_or_default());
+    let options = engine.options.clone().unwrap_or_default();
+    let weights = quantization::name(options.quantization.as_ref());
+    let losses = Losses::of(&response.passes);
     let size: u64 = engine.blobs.iter().map(|blob| blob.size).sum();
     if let Some(folder) = &args.dump_graph {
         dump::graphs(&mut compiler, &engine, folder).await?;
@@ -59,10 +63,14 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
             "model": engine.model,
             "architecture": engine.architecture,
             "target": engine.target,
+            "quantization": weights,
+            "quantization_losses": losses,
             "reused": response.reused,
             "compile_s": response.compile_ms as f64 / 1e3,
             "weight_bytes": plan.weight_bytes,
             "kv_bytes_per_token": plan.kv_bytes_per_token,
+            "kv_rings": kv_memory::rings_json(&plan),
+            "kv_bytes_per_sequence": plan.kv_bytes(options.max_seq_len().into()),
             "workspace_bytes": plan.workspace_bytes,
             "peak_memory_bytes": response.peak_memory_bytes,
             "engine_bytes": size,
@@ -71,11 +79,13 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
         }));
     }
     for pass in &response.passes {
-        println!("pass       {}: {}", pass.pass, counts(&pass.counts));
+        println!("pass       {}: {}", pass.pass, counts(&quantization::other_counts(&pass.counts)));
     }
     println!("engine     {}", engine.key);
     println!("model      {} ({})", engine.model, engine.architecture);
     println!("target     {}", engine.target);
+    println!("weights    {weights}");
+    losses.iter().flat_map(Losses::lines).for_each(|line| println!("           {line}"));
     if !response.ops.is_empty() {
         println!("ops        {}", counts(&response.ops));
     }
@@ -89,9 +99,9 @@ pub(crate) async fn run(args: CompileArgs) -> anyhow::Result<()> {
         println!("size       {}", output::bytes(size));
     }
     println!(
-        "memory     weights {}, KV cache {} a token, workspace {}",
+        "memory     weights {}, KV cache {}, workspace {}",
         output::bytes(plan.weight_bytes),
-        output::bytes(plan.kv_bytes_per_token),
+        kv_memory::describe(&plan, options.max_seq_len()),
         output::bytes(plan.workspace_bytes),
     );
     Ok(())

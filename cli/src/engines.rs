@@ -6,7 +6,7 @@ use roundhouse_proto::compiler::{
 };
 
 use crate::clients::ServiceArgs;
-use crate::output;
+use crate::{output, quantization};
 
 /// `roundhouse engines`.
 #[derive(Debug, Args)]
@@ -92,15 +92,21 @@ fn names(engine: &Engine) -> (&'static str, &'static str, &'static str) {
     )
 }
 
+/// How its weights are kept.
+fn quantization_of(engine: &Engine) -> String {
+    quantization::name(engine.options.as_ref().and_then(|options| options.quantization.as_ref()))
+}
+
 fn print_line(engine: &Engine) {
     let (precision, cache, backend) = names(engine);
     let size: u64 = engine.blobs.iter().map(|blob| blob.size).sum();
     println!(
-        "{}  {}  {} {} {}  {}  {}",
+        "{}  {}  {} {} {} {}  {}  {}",
         engine.key,
         engine.model,
         backend.to_lowercase(),
         precision,
+        quantization_of(engine),
         cache.to_lowercase(),
         engine.target,
         output::bytes(size)
@@ -122,6 +128,7 @@ fn print_json(engine: &Engine) -> anyhow::Result<()> {
         "architecture": engine.architecture,
         "backend": backend.to_lowercase(),
         "precision": precision,
+        "quantization": quantization_of(engine),
         "cache": cache.to_lowercase(),
         "max_seq_len": options.max_seq_len,
         "max_batch_size": options.max_batch_size,

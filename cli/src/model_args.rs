@@ -10,6 +10,8 @@ use roundhouse_engine::{
 use roundhouse_proto::compiler::{self, CompileEngineRequest, CompileOptions};
 use roundhouse_proto::executor;
 
+use crate::quantization::QuantizationArgs;
+
 /// What to compile and how.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
@@ -38,6 +40,8 @@ pub(crate) struct ModelArgs {
     /// the backend can build for.
     #[arg(long, value_delimiter = ',', value_name = "SM,…")]
     pub(crate) target: Vec<ComputeCapability>,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
     #[command(flatten)]
     pub(crate) tensorrt: TensorRtArgs,
 }
@@ -159,7 +163,7 @@ impl ModelArgs {
                 all_logits: None,
                 targets: targets.iter().map(ToString::to_string).collect(),
                 tensorrt: tensorrt.then(|| self.tensorrt.message()),
-                quantization: None,
+                quantization: self.quantization.message(),
             }),
             validate_only: None,
             force: None,

@@ -20,7 +20,7 @@ use crate::clients::ServiceArgs;
 use crate::compile;
 use crate::generate::{Generated, SamplingArgs, finish_reason_name, generate};
 use crate::model_args::ModelArgs;
-use crate::{output, pytorch};
+use crate::{kv_memory, output, pytorch};
 
 /// `roundhouse run-llm`.
 #[derive(Debug, Args)]
@@ -79,6 +79,7 @@ struct Report {
     engine_key: String,
     backend: String,
     precision: String,
+    quantization: String,
     cache: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     prompt_token_ids: Vec<u32>,
@@ -163,6 +164,7 @@ pub(crate) async fn run(args: RunLlmArgs) -> anyhow::Result<()> {
         engine_key,
         backend: engine.backend,
         precision: engine.precision,
+        quantization: engine.quantization,
         cache: engine.cache,
         prompt_token_ids,
         output_token_ids: generated.token_ids.clone(),
@@ -232,13 +234,14 @@ fn announce(args: &RunLlmArgs, reused: bool, compile_s: f64, loaded: &LoadEngine
         if reused { "engine reused".to_owned() } else { format!("engine compiled in {compile_s:.2} s") };
     println!("{how}, loaded in {:.2} s ({})", loaded.load_ms as f64 / 1e3, engine.engine_key);
     println!(
-        "{} {} {}, cache {}: weights {}, KV cache {} a token, workspace {}",
+        "{} {} {}, quantization {}, cache {}: weights {}, KV cache {}, workspace {}",
         engine.model,
         engine.backend,
         engine.precision,
+        engine.quantization,
         engine.cache,
         output::bytes(engine.weight_bytes),
-        output::bytes(engine.kv_bytes_per_token),
+        kv_memory::describe(&kv_memory::loaded(&engine), engine.max_seq_len),
         output::bytes(engine.workspace_bytes),
     );
 }

@@ -16,3 +16,4 @@ mod streaming_text;
 #[cfg(feature = "tensorrt")]
 mod tensorrt_engines;
 mod tiny_model_logits;
+mod weight_quantization;
