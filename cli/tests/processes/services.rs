@@ -28,6 +28,8 @@ fn two_processes_compile_and_answer_and_the_second_time_reuse_the_engine_within_
         "--compiler",
         &compiler.url,
     ]));
+    assert!(engine["quantization"].is_string());
+    assert_eq!(first["quantization"], engine["quantization"]);
     let blobs = engine["blobs"].as_array().unwrap();
     let weights =
         blobs.iter().find(|blob| blob["name"] == "weights.safetensors").unwrap()["size"].as_u64().unwrap();
