@@ -88,13 +88,15 @@ fn as_in_checkpoint(
 fn not_packed(found: &Quantized, builder: &dyn Builder) -> CompileError {
     let count = |name: &str| found.report.as_ref().and_then(|report| report.counts.get(name)).copied();
     let why = match count("left_by_backend") {
-        Some(left @ 1..) => format!("the {} backend multiplies with none of its {left}", builder.kind()),
-        _ => "it has no weights of products that are quantised in whole groups".to_owned(),
+        Some(left @ 1..) => {
+            format!("the {} backend multiplies with none of its {left} quantised weights", builder.kind())
+        }
+        _ => "the checkpoint has no weights of products that are quantised in whole groups".to_owned(),
     };
     CompileError::Option {
         field: "quantization.format",
         found: WeightQuantization::Checkpoint.to_string(),
-        allowed: format!("none, int8, int4 or fp8, but not quantised weights of the checkpoint: {why}"),
+        allowed: format!("none, int8, int4 or fp8: {why}"),
     }
 }
 

@@ -304,3 +304,59 @@ fn pack(code: impl Fn(usize) -> u8) -> u32 {
 fn bytes(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
     words.into_iter().flat_map(u32::to_le_bytes).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use roundhouse_backend::WeightSource;
+    use roundhouse_hub::{Checkpoint, Checkpoints, HubConfig, Unwatched};
+
+    use super::*;
+
+    const PROJECTIONS: [&str; 2] =
+        ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight"];
+
+    async fn open(folder: &Path, cache: &Path) -> Checkpoint {
+        let config = HubConfig { cache: cache.to_owned(), ..HubConfig::from_env() };
+        Checkpoints::new(config).open(folder.to_str().unwrap(), None, &Unwatched).await.unwrap()
+    }
+
+    fn read(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+        let shape = checkpoint.shape(name).unwrap();
+        let mut out = vec![f32::NAN; shape.iter().product::<u64>() as usize];
+        checkpoint.read_rows(name, 0..shape[0], &mut out).unwrap();
+        out
+    }
+
+    /// Rounding loses a half of a step at most. A step is a part of the largest number of a group, or of an E4M3 number
+    /// itself.
+    #[tokio::test]
+    async fn what_a_tool_writes_is_read_as_weights_near_those_that_it_was_given() {
+        let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tiny-llama-2");
+        let folder = tempfile::tempdir().unwrap();
+        let exact = open(&original, &folder.path().join("cache")).await;
+        for (tool, format, has_offsets, part) in [
+            (Tool::Gptq, WeightFormat::Int4, false, 1.0 / 7.0),
+            (Tool::GptqAsymmetric, WeightFormat::Int4, true, 2.0 / 15.0),
+            (Tool::Awq, WeightFormat::Int4, true, 2.0 / 15.0),
+            (Tool::CompressedInt4, WeightFormat::Int4, false, 1.0 / 7.0),
+            (Tool::CompressedInt8, WeightFormat::Int8, false, 1.0 / 127.0),
+            (Tool::CompressedFp8, WeightFormat::Fp8, false, 1.0 / 14.0),
+            (Tool::ModelOptFp8, WeightFormat::Fp8, false, 1.0 / 14.0),
+        ] {
+            let written = tool.write(&original, folder.path()).unwrap();
+            let checkpoint = open(&written, &folder.path().join("cache")).await;
+            assert_eq!(checkpoint.names(), exact.names(), "{tool:?}");
+            for name in PROJECTIONS {
+                let described = checkpoint.quantized(name).unwrap();
+                assert_eq!((described.quantization.format, described.has_offsets), (format, has_offsets));
+                let (found, expected) = (read(&checkpoint, name), read(&exact, name));
+                let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                // A scale that was cut to eight bits leaves out up to a 128th of what it should reach.
+                let allowed = largest * (part / 2.0 + 1.0 / 64.0);
+                assert!(error > 0.0 && error <= allowed, "{tool:?} {name}: {error} of {largest}");
+            }
+            assert_eq!(read(&checkpoint, "lm_head.weight"), read(&exact, "lm_head.weight"));
+        }
+    }
+}

@@ -300,5 +300,5 @@ async fn what_cannot_be_is_refused_by_name() {
     let workshop = Workshop::new(|_| false);
     let error = workshop.compile(&workshop.quantised_model(), checkpoint).await.0.unwrap_err();
     assert_eq!(option(&error), "quantization.format");
-    assert!(error.to_string().contains("cpu backend multiplies with none of its 14"), "{error}");
+    assert!(error.to_string().contains("cpu backend multiplies with none of its 14 quantised"), "{error}");
 }

@@ -7,6 +7,7 @@ use roundhouse_graph::{DType, WeightFormat};
 use crate::checkpoint_files::read;
 use crate::gguf_file::open_gguf;
 use crate::gguf_files::Gguf;
+use crate::gguf_reference::{gemma3, smollm2};
 
 const QUERY: &str = "model.layers.0.self_attn.q_proj.weight";
 const UP: &str = "model.layers.0.mlp.up_proj.weight";
@@ -68,6 +69,18 @@ fn product(source: &dyn WeightSource, name: &str, described: QuantizedTensor) ->
     products.collect()
 }
 
+fn assert_product(source: &dyn WeightSource, name: &str, described: QuantizedTensor) {
+    let expected = read(source, name);
+    let found = product(source, name, described);
+    assert_eq!(found.len(), expected.len());
+    // A nibble's offset makes up for its −8: it and the sum are rounded once each.
+    let rounded = described.has_offsets && described.quantization.format == WeightFormat::Int4;
+    for (index, ((found, offset), expected)) in found.into_iter().zip(expected).enumerate() {
+        let allowed = if rounded { f32::EPSILON / 2.0 * (offset.abs() + expected.abs()) } else { 0.0 };
+        assert!((found - expected).abs() <= allowed, "{name}[{index}]: {found} {expected}");
+    }
+}
+
 #[test]
 fn parts_come_to_the_decoded_matrix_in_every_format() {
     for format in &FORMATS {
@@ -87,18 +100,27 @@ fn parts_come_to_the_decoded_matrix_in_every_format() {
             assert_eq!(shape(QuantizedTensor::values_of), [rows, width]);
             assert_eq!(shape(QuantizedTensor::scales_of), [rows, columns / u64::from(group_size)]);
             assert_eq!(shape(QuantizedTensor::offsets_of), shape(QuantizedTensor::scales_of));
-            let expected = read(&checkpoint, weight);
-            let found = product(&checkpoint, weight, described);
-            assert_eq!(found.len(), expected.len());
-            for (index, ((found, offset), expected)) in found.into_iter().zip(expected).enumerate() {
-                // A nibble's offset makes up for its −8: it and the sum are rounded once each.
-                let rounded = has_offsets && bits == WeightFormat::Int4;
-                let allowed =
-                    if rounded { f32::EPSILON / 2.0 * (offset.abs() + expected.abs()) } else { 0.0 };
-                assert!((found - expected).abs() <= allowed, "{name} {weight}[{index}]: {found} {expected}");
-            }
+            assert_product(&checkpoint, weight, described);
         }
         assert!(!checkpoint.names().iter().any(|name| name.ends_with(".values")));
+    }
+}
+
+#[test]
+fn parts_of_published_models_come_to_their_weights() {
+    // Files of one format and of several.
+    for ((_cache, checkpoint), expected) in [(smollm2(), 2 * 7), (gemma3(), 2 * 7)] {
+        let mut compared = 0;
+        for name in checkpoint
+            .names()
+            .iter()
+            .filter(|name| ["layers.0.", "layers.9."].iter().any(|layer| name.contains(layer)))
+        {
+            let Some(described) = checkpoint.quantized(name) else { continue };
+            assert_product(&checkpoint, name, described);
+            compared += 1;
+        }
+        assert_eq!(compared, expected);
     }
 }
 

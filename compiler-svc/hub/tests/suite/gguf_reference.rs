@@ -35,11 +35,11 @@ fn fetched(model: &str, file: &str, variable: &str) -> (tempfile::TempDir, Check
     (cache, checkpoint)
 }
 
-fn smollm2() -> (tempfile::TempDir, Checkpoint) {
+pub(crate) fn smollm2() -> (tempfile::TempDir, Checkpoint) {
     fetched("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "ROUNDHOUSE_SMOLLM2_GGUF")
 }
 
-fn gemma3() -> (tempfile::TempDir, Checkpoint) {
+pub(crate) fn gemma3() -> (tempfile::TempDir, Checkpoint) {
     fetched("gemma3", "gemma-3-270m-q4_k_m.gguf", "ROUNDHOUSE_GEMMA3_GGUF")
 }
 
