@@ -1,7 +1,7 @@
 //! The blocked product on the matrix unit (AMX), which multiplies bfloat16 and adds in fp32.
 //!
 //! Activations go in as two terms, `x = high + low`, each rounded to bfloat16, which keeps 16 bits of the significand;
-//! an fp16 weight is exactly the sum of two such terms, a bfloat16 weight one. All products of terms are summed but that of
+//! an fp16 weight is exactly the sum of two such terms, a bfloat16 weight one, a quantised weight nearly, as the activations are. All products of terms are summed but that of
 //! the two low ones, so that the result is that of fp32 activations within about 2⁻¹⁶ of each product. Terms below the
 //! normal numbers, 10⁻³⁸, count as zero.
 //!
@@ -14,10 +14,12 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use crate::Elements;
 use crate::isa::Isa;
 use crate::simd::{Avx512, Simd};
+use crate::weight::{QuantizedRows, WeightRows};
+use crate::{Elements, QuantizedFormat};
 
+use super::decode::{E4m3, Format, Int4, Int8, decode_row};
 use super::gemm::{Engine, Output};
 
 /// Columns of a tile of the left matrix.
@@ -148,29 +150,45 @@ impl Engine for Amx {
 
     unsafe fn multiply(
         self,
-        weight: Elements<'_>,
+        weight: &WeightRows<'_>,
         k: usize,
         tiles: &[f32],
         to: &Output<'_>,
         panel: &mut [f32],
     ) {
-        assert!(to.columns <= 2 * ROWS && weight.len() == to.columns * k && panel.len() >= self.panel_len(k));
+        let fits = match weight {
+            WeightRows::Plain(weight) => weight.len() == to.columns * k,
+            WeightRows::Quantized(rows) => {
+                rows.check();
+                rows.rows == to.columns && rows.columns == k
+            }
+        };
+        assert!(to.columns <= 2 * ROWS && fits && panel.len() >= self.panel_len(k));
         assert!(tiles.len() >= to.rows.div_ceil(ROWS) * self.packed_tile_len(k));
         let (result, panel) = panel.split_at_mut(8 * TILE);
         // SAFETY: the slices are as long as was checked, `self` is proof of the features, and the caller promises the
         // output's elements and that the tiles are set up.
         unsafe {
             let terms = match weight {
-                Elements::F16(weight) => {
+                WeightRows::Plain(Elements::F16(weight)) => {
                     pack_f16(weight, to.columns, k, panel.as_mut_ptr());
                     2
                 }
-                Elements::Bf16(weight) => {
+                WeightRows::Plain(Elements::Bf16(weight)) => {
                     pack_bf16(weight, to.columns, k, panel.as_mut_ptr());
                     1
                 }
                 // The other way of multiplying is chosen for these.
-                Elements::F32(_) => return,
+                WeightRows::Plain(Elements::F32(_)) => return,
+                WeightRows::Quantized(rows) => {
+                    let panel = panel.as_mut_ptr();
+                    match rows.format {
+                        QuantizedFormat::Int8 => pack_quantized::<Int8>(rows, panel),
+                        QuantizedFormat::Int4 => pack_quantized::<Int4>(rows, panel),
+                        QuantizedFormat::E4m3 => pack_quantized::<E4m3>(rows, panel),
+                    }
+                    2
+                }
             };
             multiply(panel, terms, k.div_ceil(STEP), tiles, to, result);
         }
@@ -293,6 +311,60 @@ unsafe fn pack_bf16(weight: &[bf16], rows: usize, k: usize, panel: *mut f32) {
                     values = _mm512_maskz_loadu_epi16(mask, from.cast());
                 }
                 _mm512_storeu_si512(panel.add(step * TILE + row * 16).cast(), values);
+            }
+        }
+    }
+}
+
+/// As [`pack_f16`], decoding.
+///
+/// # Safety
+/// The slices of the rows are as long as [`QuantizedRows::check`] says, the panel has room for two terms of 32 rows, and the
+/// machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn pack_quantized<F: Format>(weight: &QuantizedRows<'_>, panel: *mut f32) {
+    // SAFETY: the caller vouches for the features.
+    let s = unsafe { Avx512::assume_available() };
+    let (k, row_bytes, groups) = (weight.columns, weight.row_bytes(), weight.groups());
+    let steps = k.div_ceil(STEP);
+    // A step is one block of one group.
+    let one_group = weight.group_size % STEP == 0;
+    let mut decoded = [0.0; STEP];
+    for step in 0..2 * steps {
+        let (first_row, column) = (step / steps * ROWS, step % steps * STEP);
+        let (n, ahead) = ((k - column).min(STEP), prefetch_distance(column, k) * F::BITS / 8);
+        for row in 0..ROWS {
+            let index = first_row + row;
+            // SAFETY: the row and n columns of it exist, and a block of bytes is read only where it is in the row's group;
+            // the panel has room for every step.
+            unsafe {
+                let (mut first, mut second) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+                if index < weight.rows {
+                    let from = weight.values.as_ptr().add(index * row_bytes + column * F::BITS / 8);
+                    s.prefetch(from.wrapping_add(ahead));
+                    if one_group {
+                        let group = index * groups + column / weight.group_size;
+                        let scale = s.splat(*weight.scales.as_ptr().add(group) * F::FACTOR);
+                        let mut q = F::load(s, from);
+                        if F::PAIRED {
+                            q = s.interleave(q);
+                        }
+                        (first, second) = (s.mul(q[0], scale), s.mul(q[1], scale));
+                        if let Some(offsets) = weight.offsets {
+                            let offset = s.splat(*offsets.as_ptr().add(group));
+                            (first, second) = (s.add(first, offset), s.add(second, offset));
+                        }
+                    } else {
+                        decode_row::<Avx512, F>(s, weight, index, column, n, decoded.as_mut_ptr());
+                        let low = n.min(16);
+                        first = s.load_partial(decoded.as_ptr(), low);
+                        second = s.load_partial(decoded.as_ptr().add(low), n - low);
+                    }
+                }
+                let (high, low) = split(first, second);
+                let to = panel.add(step * 2 * TILE + row * 16);
+                _mm512_storeu_si512(to.cast(), high);
+                _mm512_storeu_si512(to.add(TILE).cast(), low);
             }
         }
     }
