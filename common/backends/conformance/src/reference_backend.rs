@@ -14,7 +14,7 @@ use roundhouse_backend::{
 use roundhouse_engine::{
     BackendKind, CacheKind, EngineFiles, EngineOptions, Manifest, MemoryPlan, Target, blob_names,
 };
-use roundhouse_graph::{Graph, PassReport, Value, WeightExpr, verify};
+use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes, Value, WeightExpr, verify};
 
 use crate::{Interpreter, MemoryWeights, Rounding};
 
@@ -49,6 +49,10 @@ impl Builder for ReferenceBackend {
 
     fn target(&self, _options: &EngineOptions) -> Target {
         Self::target()
+    }
+
+    fn multiplies_quantized(&self, _: QuantizedLinearAttributes, _: &EngineOptions) -> bool {
+        true
     }
 
     fn lower(

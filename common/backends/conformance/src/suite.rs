@@ -19,6 +19,7 @@ mod errors;
 mod failure;
 mod op_graphs;
 mod ops;
+mod quantized;
 mod sequences;
 mod windows;
 
@@ -34,6 +35,7 @@ pub use errors::{failed_steps_change_nothing, requests_beyond_the_engine_are_ref
 pub use failure::Failure;
 pub use op_graphs::{OpCase, op_cases};
 pub use ops::ops;
+pub use quantized::quantized_products_equal_the_reference;
 pub use sequences::{
     chunked_prefill_equals_one_prefill, every_cache_kind_equals_none, logits_equal_the_reference,
     ragged_batches_equal_one_by_one, requests_choose_the_logits, sequences_are_isolated,
@@ -80,6 +82,7 @@ pub type Promise = fn(&Backend<'_>) -> Result<(), Failure>;
 
 /// Every promise by its function's name, but for [`ops()`], in an order that begins with the simplest.
 pub const PROMISES: &[(&str, Promise)] = &[
+    ("quantized_products_equal_the_reference", quantized_products_equal_the_reference),
     ("logits_equal_the_reference", logits_equal_the_reference),
     ("every_cache_kind_equals_none", every_cache_kind_equals_none),
     ("ragged_batches_equal_one_by_one", ragged_batches_equal_one_by_one),

@@ -24,6 +24,11 @@ fn ops() {
 }
 
 #[test]
+fn quantized_products_equal_the_reference() {
+    passes(suite::quantized_products_equal_the_reference);
+}
+
+#[test]
 fn logits_equal_the_reference() {
     passes(suite::logits_equal_the_reference);
 }

@@ -13,7 +13,7 @@ use roundhouse_backend_conformance::suite::{self, Backend, Failure};
 use roundhouse_engine::{
     BackendKind, CacheKind, EngineFiles, EngineOptions, Manifest, MemoryPlan, Precision, Target,
 };
-use roundhouse_graph::{Graph, Op, PassReport, Rewriter};
+use roundhouse_graph::{Graph, Op, PassReport, QuantizedLinearAttributes, Rewriter, WeightFormat};
 
 /// What is wrong with [`Faulty`].
 #[derive(Clone, Copy)]
@@ -49,6 +49,10 @@ impl Builder for Faulty {
 
     fn target(&self, options: &EngineOptions) -> Target {
         ReferenceBackend.target(options)
+    }
+
+    fn multiplies_quantized(&self, attributes: QuantizedLinearAttributes, options: &EngineOptions) -> bool {
+        ReferenceBackend.multiplies_quantized(attributes, options)
     }
 
     fn lower(&self, graph: Graph, _: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError> {
@@ -236,6 +240,19 @@ fn wrong_arithmetic_is_caught() {
     for &fault in faults {
         caught(Fault::Ops(fault), suite::logits_equal_the_reference);
     }
+}
+
+#[test]
+fn bytes_that_are_read_in_another_format_are_caught() {
+    let other: fn(&mut Op) = |op| {
+        if let Op::QuantizedLinear(attributes) = op {
+            let format = &mut attributes.quantization.format;
+            if *format == WeightFormat::Fp8 {
+                *format = WeightFormat::Int8;
+            }
+        }
+    };
+    caught(Fault::Ops(other), suite::quantized_products_equal_the_reference);
 }
 
 #[test]

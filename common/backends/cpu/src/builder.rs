@@ -4,7 +4,7 @@ use std::path::Path;
 
 use roundhouse_backend::{BackendError, BuildProgress, Builder, BuiltFile, WeightSource};
 use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, MemoryPlan, Target, blob_names};
-use roundhouse_graph::{Graph, PassReport};
+use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes};
 use roundhouse_weights::{PartialFile, WeightsLayout, write_weights};
 
 use crate::error::unsupported;
@@ -79,6 +79,10 @@ impl Builder for CpuBuilder {
 
     fn target(&self, _options: &EngineOptions) -> Target {
         Target { os: "any".to_owned(), arch: "any".to_owned(), compute_capabilities: Vec::new() }
+    }
+
+    fn multiplies_quantized(&self, _: QuantizedLinearAttributes, _: &EngineOptions) -> bool {
+        true
     }
 
     fn lower(&self, graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError> {

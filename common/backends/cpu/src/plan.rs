@@ -25,8 +25,8 @@ pub(crate) use ring::Ring;
 pub(crate) use signature::{CacheShape, Role, Signature};
 pub(crate) use size::{SizeId, SizeTable, Sizes};
 pub(crate) use step::{
-    Attention, BinaryOp, DenseAttention, Experts, Function, LinearPart, Mask, Norm, RotaryTable, Step,
-    WeightId,
+    Attention, BinaryOp, DenseAttention, Experts, Function, LinearPart, LinearWeight, Mask, Norm,
+    RotaryTable, Step, WeightId,
 };
 pub(crate) use view::{BufferId, Layout, Root, View};
 

@@ -21,6 +21,11 @@ fn every_op_is_run_and_none_is_refused() {
 }
 
 #[test]
+fn quantized_products_equal_the_reference() {
+    conforms(suite::quantized_products_equal_the_reference);
+}
+
+#[test]
 fn logits_equal_the_reference() {
     conforms(suite::logits_equal_the_reference);
 }

@@ -10,7 +10,7 @@ use super::engine::{MAX_SEQ_LEN, Source};
 use crate::{MemoryWeights, Rng};
 
 const VOCAB_SIZE: usize = 33;
-const HIDDEN: usize = 32;
+pub(super) const HIDDEN: usize = 32;
 /// Heads of the attention cases, and their width.
 const HEADS: usize = 4;
 const HEAD_DIM: usize = 8;
@@ -26,20 +26,20 @@ pub struct OpCase {
 }
 
 /// `input_ids → embedding → op → linear → logits`.
-struct OpGraph {
-    graph: Graph,
+pub(super) struct OpGraph {
+    pub(super) graph: Graph,
     weights: MemoryWeights,
-    rng: Rng,
-    dtype: DType,
+    pub(super) rng: Rng,
+    pub(super) dtype: DType,
     batch: Dim,
     seq: Dim,
     input_ids: ValueId,
     position_ids: ValueId,
     /// The embedded tokens `[batch, seq, HIDDEN]`.
-    x: ValueId,
+    pub(super) x: ValueId,
 }
 
-type Result<T> = std::result::Result<T, GraphError>;
+pub(super) type Result<T> = std::result::Result<T, GraphError>;
 /// Applies an op to the embedded tokens; `[batch, seq or 1, any]`.
 type Form = fn(&mut OpGraph) -> Result<ValueId>;
 
@@ -155,6 +155,16 @@ pub fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
 
 impl OpGraph {
     fn case(name: &'static str, dtype: DType, form: Form) -> Result<OpCase> {
+        let source = Self::source(name, dtype, form)?;
+        Ok(OpCase { name, source, last_token: name == "last_token" })
+    }
+
+    /// The graph of one form.
+    pub(super) fn source(
+        name: &str,
+        dtype: DType,
+        form: impl FnOnce(&mut Self) -> Result<ValueId>,
+    ) -> Result<Source> {
         let mut graph = Graph::new(name);
         let batch = Dim::symbol(graph.add_symbol("batch", 1, 1 << 16));
         let seq = Dim::symbol(graph.add_symbol("seq", 1, i64::from(MAX_SEQ_LEN)));
@@ -178,11 +188,10 @@ impl OpGraph {
             eos_token_ids: Vec::new(),
             bos_token_id: None,
         };
-        let source = Source { graph: this.graph, weights: this.weights, info };
-        Ok(OpCase { name, source, last_token: name == "last_token" })
+        Ok(Source { graph: this.graph, weights: this.weights, info })
     }
 
-    fn node(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
+    pub(super) fn node(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
         self.graph.add_node(op, inputs)
     }
 
@@ -191,19 +200,23 @@ impl OpGraph {
     }
 
     fn weight(&mut self, shape: &[usize], values: Vec<f32>) -> ValueId {
+        self.weight_of(self.dtype, shape, values)
+    }
+
+    pub(super) fn weight_of(&mut self, dtype: DType, shape: &[usize], values: Vec<f32>) -> ValueId {
         let name = format!("weight_{}", self.graph.weights().count());
         self.weights.insert(&name, shape, values);
         let shape: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
-        self.graph.add_weight(&name, self.dtype, &shape, WeightExpr::tensor(&name))
+        self.graph.add_weight(&name, dtype, &shape, WeightExpr::tensor(&name))
     }
 
     /// `[rows, columns]`, uniform in ±√(3 / columns).
-    fn matrix(&mut self, rows: usize, columns: usize) -> ValueId {
+    pub(super) fn matrix(&mut self, rows: usize, columns: usize) -> ValueId {
         let values = self.rng.uniform_vec(rows * columns, 0.0, (3.0 / columns as f32).sqrt());
         self.weight(&[rows, columns], values)
     }
 
-    fn vector(&mut self, size: usize, center: f32) -> ValueId {
+    pub(super) fn vector(&mut self, size: usize, center: f32) -> ValueId {
         let values = self.rng.uniform_vec(size, center, 0.5);
         self.weight(&[size], values)
     }

@@ -24,6 +24,7 @@ mod scratch;
 mod shared;
 mod simd;
 mod softmax;
+mod weight;
 
 pub use argmax::argmax;
 pub use attention::{AttentionArgs, AttentionSequence, KvView, StridedRows, StridedRowsMut, attention};
@@ -39,3 +40,4 @@ pub use pool::ThreadPool;
 pub use rotary::{rope_apply, rope_table};
 pub use scratch::Scratch;
 pub use softmax::softmax;
+pub use weight::{QuantizedFormat, QuantizedMatrix, Weight};

@@ -39,7 +39,7 @@ fn products_match_the_exact_ones() {
                         let stride = n + 2;
                         let mut out = vec![7.0; m * stride];
                         let job = LinearJob {
-                            weight: weight.matrix(n, k),
+                            weight: weight.matrix(n, k).into(),
                             bias: None,
                             accumulate: false,
                             out: &mut out,
@@ -85,7 +85,7 @@ fn a_group_of_products_shares_its_inputs_and_adds_biases_and_residuals() {
                     .iter_mut()
                     .enumerate()
                     .map(|(i, out)| LinearJob {
-                        weight: weights[i].matrix(rows[i], k),
+                        weight: weights[i].matrix(rows[i], k).into(),
                         bias: (i != 1).then_some(biases[i].as_slice()),
                         accumulate: i != 0,
                         out,
@@ -139,8 +139,8 @@ fn gate_and_up_are_combined() {
                     &x,
                     m,
                     k,
-                    gate.matrix(n, k),
-                    up.matrix(n, k),
+                    gate.matrix(n, k).into(),
+                    up.matrix(n, k).into(),
                     &mut out,
                     stride,
                 );
@@ -171,7 +171,7 @@ fn product(isa: Isa, threads: usize, x: &[f32], m: usize, weight: &Numbers, n: u
     let k = x.len() / m;
     let mut out = vec![0.0; m * n];
     let job = LinearJob {
-        weight: weight.matrix(n, k),
+        weight: weight.matrix(n, k).into(),
         bias: None,
         accumulate: false,
         out: &mut out,
@@ -254,7 +254,7 @@ fn empty_shapes_are_no_work() {
             let mut out = vec![1.0; m * 2];
             let weight = Numbers::new(Type::F16, &[]);
             let job = LinearJob {
-                weight: weight.matrix(2, 0),
+                weight: weight.matrix(2, 0).into(),
                 bias: Some(&[3.0, 4.0]),
                 accumulate: false,
                 out: &mut out,

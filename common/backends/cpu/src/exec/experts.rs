@@ -58,13 +58,13 @@ impl Executor {
                 inputs,
                 m,
                 hidden,
-                gate,
-                up,
+                gate.into(),
+                up.into(),
                 &mut activated[..m * intermediate],
                 intermediate,
             );
             let mut jobs = [LinearJob {
-                weight: part(down, expert * hidden, hidden),
+                weight: part(down, expert * hidden, hidden).into(),
                 bias: None,
                 accumulate: false,
                 out: &mut outputs[..m * hidden],

@@ -1,9 +1,10 @@
 //! Matrix products.
 
-use roundhouse_cpu_kernels::{self as kernels, LinearJob};
+use roundhouse_cpu_kernels::{self as kernels, LinearJob, QuantizedFormat, QuantizedMatrix, Weight};
+use roundhouse_graph::WeightFormat;
 
-use super::{Executor, Workspace};
-use crate::plan::{BufferId, Layout, LinearPart, View, WeightId};
+use super::{Executor, Workspace, weight_elements};
+use crate::plan::{BufferId, Layout, LinearPart, LinearWeight, View};
 
 impl Executor {
     /// A [`Step::Linear`](crate::plan::Step::Linear): `x` is contiguous, the parts write different buffers.
@@ -18,13 +19,14 @@ impl Executor {
             .iter()
             .zip(&mut outputs)
             .map(|(part, out)| {
-                let weight = self.matrix(part.weight);
+                let weight = self.linear_weight(part.weight);
+                let width = weight.rows();
                 LinearJob {
                     weight,
                     bias: part.bias.map(|bias| &self.constants[bias][..]),
                     accumulate: part.accumulate,
-                    out: &mut out[..rows * weight.rows],
-                    out_stride: weight.rows,
+                    out: &mut out[..rows * width],
+                    out_stride: width,
                 }
             })
             .collect();
@@ -39,8 +41,8 @@ impl Executor {
     pub(super) fn linear_silu_mul(
         &self,
         x: &View,
-        gate: WeightId,
-        up: WeightId,
+        gate: LinearWeight,
+        up: LinearWeight,
         to: BufferId,
         workspace: &mut Workspace,
     ) {
@@ -49,11 +51,36 @@ impl Executor {
         let mut scratch = std::mem::take(&mut workspace.scratch);
         let (rows, width) = rows(&layout);
         let x = &self.floats(x.root, workspace)[layout.offset..layout.offset + rows * width];
-        let (gate, up) = (self.matrix(gate), self.matrix(up));
-        let memory = &mut out[..rows * gate.rows];
-        kernels::linear_silu_mul(&self.pool, &mut scratch, x, rows, width, gate, up, memory, gate.rows);
+        let (gate, up) = (self.linear_weight(gate), self.linear_weight(up));
+        let memory = &mut out[..rows * gate.rows()];
+        kernels::linear_silu_mul(&self.pool, &mut scratch, x, rows, width, gate, up, memory, gate.rows());
         workspace.scratch = scratch;
         workspace.put(&self.plan, to, out);
+    }
+
+    /// A weight where it is mapped.
+    fn linear_weight(&self, weight: LinearWeight) -> Weight<'_> {
+        let (values, scales, offsets, quantization) = match weight {
+            LinearWeight::Plain(id) => return self.matrix(id).into(),
+            LinearWeight::Quantized { values, scales, offsets, quantization } => {
+                (&self.tensors[values.0], &self.tensors[scales.0], offsets, quantization)
+            }
+        };
+        let size = |axis: usize| scales.shape.get(axis).copied().unwrap_or_default();
+        let group_size = quantization.group_size as usize;
+        Weight::Quantized(QuantizedMatrix {
+            format: match quantization.format {
+                WeightFormat::Int8 => QuantizedFormat::Int8,
+                WeightFormat::Int4 => QuantizedFormat::Int4,
+                WeightFormat::Fp8 => QuantizedFormat::E4m3,
+            },
+            values: self.weights.bytes(values),
+            scales: weight_elements(&self.weights, scales),
+            offsets: offsets.map(|offsets| weight_elements(&self.weights, &self.tensors[offsets.0])),
+            rows: size(0),
+            columns: size(1) * group_size,
+            group_size,
+        })
     }
 
     /// A [`Step::MatMul`](crate::plan::Step::MatMul): `a […, M, K] · b […, K, N]` into a contiguous view. For graphs

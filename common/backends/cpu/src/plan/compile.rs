@@ -168,7 +168,7 @@ impl Compiler<'_> {
     fn node(&mut self, node: &Node) -> Result<Place, BackendError> {
         match &node.op {
             Op::Embedding => self.embedding(node),
-            Op::Linear => Err(unsupported("a linear outside of a group")),
+            Op::Linear | Op::QuantizedLinear(_) => Err(unsupported("a linear outside of a group")),
             Op::MatMul { transpose_b } => self.matmul(node, *transpose_b),
             Op::Add | Op::Mul | Op::SiluMul => self.binary(node),
             Op::Scale { .. } | Op::Silu | Op::Sigmoid | Op::Gelu { .. } | Op::SoftCap { .. } => {
@@ -187,7 +187,6 @@ impl Compiler<'_> {
             Op::Gather { axis } => self.gather(node, *axis),
             Op::Cast { to } => self.cast(node, *to),
             Op::MixtureOfExperts(attributes) => self.experts(node, *attributes),
-            Op::QuantizedLinear(_) => Err(unsupported(node.op.name())),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Which nodes run as one step.
 //!
-//! Linears of one input share a pass over it; a SwiGLU's two linears and their product are one step; a linear that is
+//! Linears of one input share a pass over it, whatever their weights are; a SwiGLU's two linears and their product are one step; a linear that is
 //! added to something accumulates into it. Casts between float types are no steps at all, since activations are fp32.
 
 use std::collections::{HashMap, HashSet};
 
-use roundhouse_graph::{Graph, NodeId, Op, Origin, ValueId};
+use roundhouse_graph::{Graph, Node, NodeId, Op, Origin, ValueId};
 
 /// Nodes that run as one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,10 +59,10 @@ impl Groups {
             let node = graph.node(id);
             let private =
                 !outputs.contains(&node.output) && users.get(&node.output).is_some_and(|u| u.len() == 1);
-            (private && matches!(node.op, Op::Linear)).then_some(id)
+            (private && is_linear(&node.op)).then_some(id)
         };
         let x = |id: NodeId| resolve(graph.node(id).inputs[0]);
-        let has_bias = |id: NodeId| graph.node(id).inputs.len() > 2;
+        let has_bias = |id: NodeId| bias(graph.node(id)).is_some();
 
         let mut taken: HashSet<NodeId> = HashSet::new();
         let mut placed: Vec<(NodeId, Group)> = Vec::new();
@@ -103,7 +103,7 @@ impl Groups {
             if taken.contains(&id) {
                 continue;
             }
-            if !matches!(node.op, Op::Linear) {
+            if !is_linear(&node.op) {
                 placed.push((id, Group::One(id)));
             } else if let Some(&place) = shared.get(&x(id))
                 && let (_, Group::Linears(linears)) = &mut placed[place]
@@ -137,6 +137,21 @@ impl Groups {
     pub(super) fn is_dead_after(&self, id: ValueId, place: usize) -> bool {
         !self.outputs.contains(&id) && self.last_use.get(&id).is_none_or(|&last| last <= place)
     }
+}
+
+/// Whether an op is a product with a weight, quantised or not.
+const fn is_linear(op: &Op) -> bool {
+    matches!(op, Op::Linear | Op::QuantizedLinear(_))
+}
+
+/// The bias of a product with a weight.
+pub(super) fn bias(node: &Node) -> Option<ValueId> {
+    let place = match node.op {
+        Op::QuantizedLinear(attributes) if attributes.has_offsets => 4,
+        Op::QuantizedLinear(_) => 3,
+        _ => 2,
+    };
+    node.inputs.get(place).copied()
 }
 
 impl Group {

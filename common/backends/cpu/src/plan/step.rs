@@ -1,6 +1,8 @@
 //! The steps of a plan.
 
-use roundhouse_graph::{AttentionAttributes, ExpertAttributes, GeluApproximation, RotaryAttributes};
+use roundhouse_graph::{
+    AttentionAttributes, ExpertAttributes, GeluApproximation, Quantization, RotaryAttributes,
+};
 
 use super::view::{BufferId, Root, View};
 
@@ -27,7 +29,7 @@ pub(crate) enum Step {
     /// Matrix products of one contiguous input with weights.
     Linear { x: View, parts: Vec<LinearPart> },
     /// `silu(x · gateᵀ) · (x · upᵀ)`.
-    LinearSiluMul { x: View, gate: WeightId, up: WeightId, to: BufferId },
+    LinearSiluMul { x: View, gate: LinearWeight, up: LinearWeight, to: BufferId },
     /// The chosen experts of each token.
     Experts(Box<Experts>),
     /// `a […, M, K] · b […, K, N]`.
@@ -56,10 +58,19 @@ pub(crate) enum Step {
     SelectRows { from: View, to: View },
 }
 
+/// What activations are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinearWeight {
+    /// A matrix of floats.
+    Plain(WeightId),
+    /// A matrix of few bits, in parts as in the op.
+    Quantized { values: WeightId, scales: WeightId, offsets: Option<WeightId>, quantization: Quantization },
+}
+
 /// One weight of a [`Step::Linear`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinearPart {
-    pub(crate) weight: WeightId,
+    pub(crate) weight: LinearWeight,
     /// The number of a constant.
     pub(crate) bias: Option<usize>,
     pub(crate) to: BufferId,

@@ -1,24 +1,28 @@
 //! The blocked product on the matrix unit (AMX), which multiplies bfloat16 and adds in fp32.
 //!
 //! Activations go in as two terms, `x = high + low`, each rounded to bfloat16, which keeps 16 bits of the significand;
-//! an fp16 weight is exactly the sum of two such terms, a bfloat16 weight one. All products of terms are summed but that of
-//! the two low ones, so that the result is that of fp32 activations within about 2⁻¹⁶ of each product. Terms below the
-//! normal numbers, 10⁻³⁸, count as zero.
+//! an fp16 weight is exactly the sum of two such terms, a bfloat16 weight one. A quantised weight is decoded and goes in as two
+//! terms too; with four bits or E4M3 and a scale of 16 bits they are exact. All products of terms are summed but that of the two
+//! low ones, so that the result is that of fp32 activations within about 2⁻¹⁶ of each product, or 2⁻¹⁵ where the weight has more
+//! than 16 bits. Terms below the normal numbers, 10⁻³⁸, count as zero.
 //!
 //! The weights are the left matrix, in their own order, so that packing a panel is only a conversion; the activations are
 //! the right one, in pairs of columns; the tiles of the result are transposed when they are stored.
+
+mod pack;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use half::{bf16, f16};
-
-use crate::Elements;
 use crate::isa::Isa;
 use crate::simd::{Avx512, Simd};
+use crate::weight::WeightRows;
+use crate::{Elements, QuantizedFormat};
 
+use super::decode::{E4m3, Int4, Int8};
 use super::gemm::{Engine, Output};
+use pack::{pack_bf16, pack_f16, pack_quantized, pack_tile};
 
 /// Columns of a tile of the left matrix.
 const STEP: usize = 32;
@@ -28,19 +32,6 @@ const ROWS: usize = 16;
 
 /// Length of a tile, in `f32`s: 16 rows of 64 bytes.
 const TILE: usize = 256;
-
-/// How many columns ahead of the conversion the weights are asked for.
-const PREFETCH_COLUMNS: usize = 4 * STEP;
-
-/// How many elements of a weight ahead of `column`, of a tile of rows of `k`, to ask for: columns further on in the same row,
-/// and at its end the first ones of the row that is so many rows further on, in the next tile.
-fn prefetch_distance(column: usize, k: usize) -> usize {
-    if column + PREFETCH_COLUMNS < k {
-        PREFETCH_COLUMNS
-    } else {
-        ROWS * k + PREFETCH_COLUMNS - k.min(PREFETCH_COLUMNS)
-    }
-}
 
 /// Whether this machine has the unit and the system lets this process use it.
 pub(crate) fn is_available() -> bool {
@@ -148,152 +139,47 @@ impl Engine for Amx {
 
     unsafe fn multiply(
         self,
-        weight: Elements<'_>,
+        weight: &WeightRows<'_>,
         k: usize,
         tiles: &[f32],
         to: &Output<'_>,
         panel: &mut [f32],
     ) {
-        assert!(to.columns <= 2 * ROWS && weight.len() == to.columns * k && panel.len() >= self.panel_len(k));
+        let fits = match weight {
+            WeightRows::Plain(weight) => weight.len() == to.columns * k,
+            WeightRows::Quantized(rows) => {
+                rows.check();
+                rows.rows == to.columns && rows.columns == k
+            }
+        };
+        assert!(to.columns <= 2 * ROWS && fits && panel.len() >= self.panel_len(k));
         assert!(tiles.len() >= to.rows.div_ceil(ROWS) * self.packed_tile_len(k));
         let (result, panel) = panel.split_at_mut(8 * TILE);
         // SAFETY: the slices are as long as was checked, `self` is proof of the features, and the caller promises the
         // output's elements and that the tiles are set up.
         unsafe {
             let terms = match weight {
-                Elements::F16(weight) => {
+                WeightRows::Plain(Elements::F16(weight)) => {
                     pack_f16(weight, to.columns, k, panel.as_mut_ptr());
                     2
                 }
-                Elements::Bf16(weight) => {
+                WeightRows::Plain(Elements::Bf16(weight)) => {
                     pack_bf16(weight, to.columns, k, panel.as_mut_ptr());
                     1
                 }
                 // The other way of multiplying is chosen for these.
-                Elements::F32(_) => return,
+                WeightRows::Plain(Elements::F32(_)) => return,
+                WeightRows::Quantized(rows) => {
+                    let panel = panel.as_mut_ptr();
+                    match rows.format {
+                        QuantizedFormat::Int8 => pack_quantized::<Int8>(rows, panel),
+                        QuantizedFormat::Int4 => pack_quantized::<Int4>(rows, panel),
+                        QuantizedFormat::E4m3 => pack_quantized::<E4m3>(rows, panel),
+                    }
+                    2
+                }
             };
             multiply(panel, terms, k.div_ceil(STEP), tiles, to, result);
-        }
-    }
-}
-
-/// `value` as two bfloat16 terms, for two vectors whose elements become consecutive.
-///
-/// # Safety
-/// The machine has AVX-512 F, BW and BF16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn split(first: __m512, second: __m512) -> (__m512i, __m512i) {
-    // SAFETY: both are 64 bytes of plain numbers.
-    let high: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) };
-    let widen = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
-    let first = _mm512_sub_ps(first, widen(_mm512_castsi512_si256(high)));
-    let second = _mm512_sub_ps(second, widen(_mm512_extracti64x4_epi64::<1>(high)));
-    // SAFETY: as above.
-    (high, unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) })
-}
-
-/// Packs a tile of activations: for every 32 columns a tile of high terms and one of low terms, each `[16 pairs of columns,
-/// 16 rows, 2]`.
-///
-/// # Safety
-/// The rows are readable, the packed tile is writable, and the machine has the features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn pack_tile(x: *const f32, stride: usize, rows: usize, k: usize, packed: *mut f32) {
-    // SAFETY: the caller vouches for the features.
-    let s = unsafe { Avx512::assume_available() };
-    for column in (0..k).step_by(STEP) {
-        let n = (k - column).min(STEP);
-        let zero = _mm512_setzero_ps();
-        let (mut high, mut low) = ([zero; ROWS], [zero; ROWS]);
-        for row in 0..rows {
-            // SAFETY: n elements of the row follow the column.
-            let (first, second) = unsafe {
-                let from = x.add(row * stride + column);
-                if n == STEP {
-                    (s.load(from), s.load(from.add(16)))
-                } else {
-                    let low = n.min(16);
-                    (s.load_partial(from, low), s.load_partial(from.add(low), n - low))
-                }
-            };
-            // SAFETY: the caller vouches for the features.
-            let terms = unsafe { split(first, second) };
-            (high[row], low[row]) = (_mm512_castsi512_ps(terms.0), _mm512_castsi512_ps(terms.1));
-        }
-        // SAFETY: two tiles are writable for every 32 columns; the caller vouches for the features.
-        unsafe {
-            let to = packed.add(column / STEP * 2 * TILE);
-            let pairs = crate::simd::transpose_16(high).into_iter().chain(crate::simd::transpose_16(low));
-            for (i, pair) in pairs.enumerate() {
-                _mm512_storeu_ps(to.add(i * 16), pair);
-            }
-        }
-    }
-}
-
-/// Packs rows of a weight: for every 32 columns a tile of high terms and one of low terms of 16 rows; all columns of the
-/// first 16 rows, then of the others. Rows and columns that are not there become zeros.
-///
-/// # Safety
-/// The panel has room for two terms of 32 rows, and the machine has the features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn pack_f16(weight: &[f16], rows: usize, k: usize, panel: *mut f32) {
-    // SAFETY: the caller vouches for the features.
-    let s = unsafe { Avx512::assume_available() };
-    let steps = k.div_ceil(STEP);
-    for step in 0..2 * steps {
-        let (first_row, column) = (step / steps * ROWS, step % steps * STEP);
-        let (n, ahead) = ((k - column).min(STEP), prefetch_distance(column, k));
-        for row in 0..ROWS {
-            // SAFETY: n elements of a row of the weight follow the column; the panel has room for every step.
-            unsafe {
-                let (mut first, mut second) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-                if first_row + row < rows {
-                    let from = weight.as_ptr().add((first_row + row) * k + column);
-                    s.prefetch(from.wrapping_add(ahead));
-                    if n == STEP {
-                        (first, second) = (s.load_f16(from), s.load_f16(from.add(16)));
-                    } else {
-                        let low = n.min(16);
-                        first = s.load_f16_partial(from, low);
-                        second = s.load_f16_partial(from.add(low), n - low);
-                    }
-                }
-                let (high, low) = split(first, second);
-                let to = panel.add(step * 2 * TILE + row * 16);
-                _mm512_storeu_si512(to.cast(), high);
-                _mm512_storeu_si512(to.add(TILE).cast(), low);
-            }
-        }
-    }
-}
-
-/// As [`pack_f16`], with a single term, which is the weight as it is.
-///
-/// # Safety
-/// The panel has room for one term of 32 rows, and the machine has the features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_bf16(weight: &[bf16], rows: usize, k: usize, panel: *mut f32) {
-    // SAFETY: the caller vouches for the features.
-    let s = unsafe { Avx512::assume_available() };
-    let steps = k.div_ceil(STEP);
-    for step in 0..2 * steps {
-        let (first_row, column) = (step / steps * ROWS, step % steps * STEP);
-        let mask = ((1u64 << (k - column).min(STEP)) - 1) as u32;
-        let ahead = prefetch_distance(column, k);
-        for row in 0..ROWS {
-            // SAFETY: the elements that the mask selects follow the column in a row of the weight; the panel has room for
-            // every step.
-            unsafe {
-                let mut values = _mm512_setzero_si512();
-                if first_row + row < rows {
-                    let from = weight.as_ptr().add((first_row + row) * k + column);
-                    s.prefetch(from.wrapping_add(ahead));
-                    values = _mm512_maskz_loadu_epi16(mask, from.cast());
-                }
-                _mm512_storeu_si512(panel.add(step * TILE + row * 16).cast(), values);
-            }
         }
     }
 }

@@ -3,10 +3,12 @@
 //! Weights are packed as fp32 `[k, 2 vectors]`, activations as `[k, tile]`; a tile of the result stays in registers while
 //! `k` runs over a block of columns whose packed panel fits the first-level cache.
 
-use crate::Elements;
 use crate::isa::{Isa, Kernel};
-use crate::simd::{Element, Simd};
+use crate::simd::{Element, MAX_LANES, Simd};
+use crate::weight::{QuantizedRows, WeightRows};
+use crate::{Elements, QuantizedFormat};
 
+use super::decode::{E4m3, Format, Int4, Int8, decode_row};
 use super::gemm::{Engine, Output, VectorShape};
 
 /// Most columns of a block.
@@ -58,16 +60,38 @@ impl Engine for Fma {
 
     unsafe fn multiply(
         self,
-        weight: Elements<'_>,
+        weight: &WeightRows<'_>,
         k: usize,
         tiles: &[f32],
         to: &Output<'_>,
         panel: &mut [f32],
     ) {
+        let isa = self.isa;
         match weight {
-            Elements::F32(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
-            Elements::F16(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
-            Elements::Bf16(weight) => self.isa.dispatch(Panel { weight, k, tiles, to, panel }),
+            WeightRows::Plain(Elements::F32(weight)) => {
+                isa.dispatch(Panel { weight: *weight, k, tiles, to, panel })
+            }
+            WeightRows::Plain(Elements::F16(weight)) => {
+                isa.dispatch(Panel { weight: *weight, k, tiles, to, panel })
+            }
+            WeightRows::Plain(Elements::Bf16(weight)) => {
+                isa.dispatch(Panel { weight: *weight, k, tiles, to, panel })
+            }
+            WeightRows::Quantized(rows) => {
+                rows.check();
+                assert!(rows.columns == k);
+                match rows.format {
+                    QuantizedFormat::Int8 => {
+                        isa.dispatch(Panel { weight: Decoded { rows, format: Int8 }, k, tiles, to, panel });
+                    }
+                    QuantizedFormat::Int4 => {
+                        isa.dispatch(Panel { weight: Decoded { rows, format: Int4 }, k, tiles, to, panel });
+                    }
+                    QuantizedFormat::E4m3 => {
+                        isa.dispatch(Panel { weight: Decoded { rows, format: E4m3 }, k, tiles, to, panel });
+                    }
+                }
+            }
         }
     }
 }
@@ -77,16 +101,105 @@ fn block_columns(k: usize) -> usize {
     k.div_ceil(k.div_ceil(BLOCK_COLUMNS).max(1)).next_multiple_of(16)
 }
 
+/// Rows of a weight that can be packed.
+trait Packed {
+    /// Whether these are so many rows of `k` columns.
+    fn has(&self, rows: usize, k: usize) -> bool;
+
+    /// Packs columns `start..start + columns` of all `rows` rows as [`pack_transposed`] does.
+    ///
+    /// # Safety
+    /// The weight has as many rows of `k` columns, `start` is a multiple of 16, and the panel has room as there.
+    unsafe fn pack<S: Simd>(
+        &self,
+        s: S,
+        rows: usize,
+        k: usize,
+        start: usize,
+        columns: usize,
+        panel: *mut f32,
+    );
+}
+
+impl<E: Element> Packed for &[E] {
+    fn has(&self, rows: usize, k: usize) -> bool {
+        self.len() == rows * k
+    }
+
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(
+        &self,
+        s: S,
+        rows: usize,
+        k: usize,
+        start: usize,
+        columns: usize,
+        panel: *mut f32,
+    ) {
+        // SAFETY: the columns follow `start` in every row; the rest is the caller's promise.
+        unsafe { pack_transposed(s, self.as_ptr().add(start), k, rows, columns, panel, 2 * S::LANES) }
+    }
+}
+
+/// Quantised rows, decoded while they are packed.
+struct Decoded<'a, F> {
+    rows: &'a QuantizedRows<'a>,
+    #[expect(dead_code, reason = "only its type counts")]
+    format: F,
+}
+
+/// Columns that are decoded before they are transposed.
+const DECODED_COLUMNS: usize = 64;
+
+impl<F: Format> Packed for Decoded<'_, F> {
+    fn has(&self, rows: usize, k: usize) -> bool {
+        self.rows.rows == rows && self.rows.columns == k
+    }
+
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(
+        &self,
+        s: S,
+        rows: usize,
+        _: usize,
+        start: usize,
+        columns: usize,
+        panel: *mut f32,
+    ) {
+        let mut decoded = [0.0; MAX_LANES * DECODED_COLUMNS];
+        let (width, to) = (2 * S::LANES, decoded.as_mut_ptr());
+        for first in (0..width).step_by(S::LANES) {
+            let left = rows.saturating_sub(first).min(S::LANES);
+            for column in (0..columns).step_by(DECODED_COLUMNS) {
+                let n = (columns - column).min(DECODED_COLUMNS);
+                // SAFETY: `left` rows follow, n columns of each, which fit the decoded ones; `start` and the columns
+                // before are whole bytes; the panel has room for a vector of every column, rounded up to whole vectors.
+                unsafe {
+                    for row in 0..left {
+                        let to = to.add(row * DECODED_COLUMNS);
+                        decode_row::<S, F>(s, self.rows, first + row, start + column, n, to);
+                    }
+                    for i in (0..n).step_by(S::LANES) {
+                        let to_panel = panel.add((column + i) * width + first);
+                        let n = (n - i).min(S::LANES);
+                        s.transpose(to.add(i).cast_const(), DECODED_COLUMNS, left, n, to_panel, width);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// A panel of a weight with tiles of activations. Made only where nothing else uses the elements of the output.
-struct Panel<'a, E> {
-    weight: &'a [E],
+struct Panel<'a, W> {
+    weight: W,
     k: usize,
     tiles: &'a [f32],
     to: &'a Output<'a>,
     panel: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for Panel<'_, E> {
+impl<W: Packed> Kernel for Panel<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -95,16 +208,14 @@ impl<E: Element> Kernel for Panel<'_, E> {
         let (width, tile_rows) = (2 * S::LANES, S::TILE_ROWS);
         let block = block_columns(k);
         let tile_count = to.rows.div_ceil(tile_rows);
-        assert!(to.columns <= width && weight.len() == to.columns * k);
+        assert!(to.columns <= width && weight.has(to.columns, k));
         assert!(tiles.len() >= tile_count * tile_rows * k);
         assert!(panel.len() >= block.next_multiple_of(S::LANES) * width);
         for start in (0..k.max(1)).step_by(block.max(1)) {
             let columns = block.min(k - start);
-            // SAFETY: the weight has `to.columns` rows of k elements, and the panel room for two vectors a column.
-            unsafe {
-                let from = weight.as_ptr().add(start);
-                pack_transposed(s, from, k, to.columns, columns, panel.as_mut_ptr(), width);
-            }
+            // SAFETY: the weight has `to.columns` rows of k elements, the panel room for two vectors a column, and blocks
+            // are multiples of 16.
+            unsafe { weight.pack(s, to.columns, k, start, columns, panel.as_mut_ptr()) }
             for index in 0..tile_count {
                 let row = index * tile_rows;
                 let part = Part { k: columns, first: start == 0, row, rows: tile_rows.min(to.rows - row) };

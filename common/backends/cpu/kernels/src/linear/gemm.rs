@@ -10,7 +10,8 @@ use crate::elementwise::silu_mul_assign;
 use crate::isa::{Isa, Kernel};
 use crate::shared::{Queue, SharedMut};
 use crate::simd::Simd;
-use crate::{Elements, Scratch, ThreadPool};
+use crate::weight::WeightRows;
+use crate::{Elements, Scratch, ThreadPool, Weight};
 
 use super::Product;
 use super::fma::Fma;
@@ -42,7 +43,7 @@ pub(super) trait Engine: Copy + Sync {
     /// Nothing else uses the elements of `to` meanwhile, and the thread has [`enter`](Self::enter)ed.
     unsafe fn multiply(
         self,
-        weight: Elements<'_>,
+        weight: &WeightRows<'_>,
         k: usize,
         tiles: &[f32],
         to: &Output<'_>,
@@ -68,7 +69,12 @@ pub(super) struct Output<'a> {
 
 /// Whether these products run on the matrix unit, which takes no fp32 weights.
 pub(super) fn on_matrix_unit(isa: Isa, products: &[Product<'_>]) -> bool {
-    isa.has_amx() && products.iter().all(|product| !matches!(product.weight.elements, Elements::F32(_)))
+    let of_few_bits = |weight: &Weight<'_>| match weight {
+        Weight::Plain(matrix) => !matches!(matrix.elements, Elements::F32(_)),
+        Weight::Quantized(_) => true,
+    };
+    let mut weights = products.iter().flat_map(|product| [Some(&product.weight), product.up.as_ref()]);
+    isa.has_amx() && weights.all(|weight| weight.is_none_or(of_few_bits))
 }
 
 pub(super) fn multiply(
@@ -79,13 +85,22 @@ pub(super) fn multiply(
     x_stride: usize,
     products: &[Product<'_>],
 ) {
-    let problem = Problem { x, m, x_stride, products, k: products.first().map_or(0, |p| p.weight.columns) };
+    let problem = Problem { x, m, x_stride, products, k: products.first().map_or(0, |p| p.weight.columns()) };
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if on_matrix_unit(pool.isa(), products) {
         problem.run(pool, scratch, super::amx::Amx::new(pool.isa()));
         return;
     }
     problem.run(pool, scratch, Fma::new(pool.isa()));
+}
+
+/// What a worker has for itself.
+struct Memory<'a> {
+    panel: &'a mut [f32],
+    /// The second half of a gated product.
+    up: &'a mut [f32],
+    /// Scales and offsets of a panel of quantised weights.
+    scales: &'a mut [f32],
 }
 
 struct Problem<'a> {
@@ -110,26 +125,31 @@ impl Problem<'_> {
         let panel_len = engine.panel_len(self.k);
         // Of a gated product, the second half is kept until the first is there.
         let up_len = block_rows * engine.panel_rows();
+        let weights = self.products.iter().flat_map(|product| [Some(&product.weight), product.up.as_ref()]);
+        let scales_len =
+            weights.flatten().map(|weight| weight.memory_len(engine.panel_rows())).max().unwrap_or(0);
         let packed_len = self.m.min(at_once).div_ceil(tile_rows) * tile_len;
-        let (packed, workers) = scratch.split(packed_len, pool.threads(), panel_len + up_len);
+        let (packed, workers) = scratch.split(packed_len, pool.threads(), panel_len + up_len + scales_len);
         for start in (0..self.m).step_by(at_once) {
             let rows = start..(start + at_once).min(self.m);
             self.pack(pool, engine, rows.clone(), tile_len, packed);
             let packed = &*packed;
             let panels: usize =
-                self.products.iter().map(|p| p.weight.rows.div_ceil(engine.panel_rows())).sum();
+                self.products.iter().map(|p| p.weight.rows().div_ceil(engine.panel_rows())).sum();
             let queue = Queue::new(panels * rows.len().div_ceil(block_rows), 1, pool.threads());
             pool.run(&|worker| {
                 let entered = engine.enter();
                 // SAFETY: each worker asks once for its own part.
-                let (panel, up) = unsafe { workers.of(worker) }.split_at_mut(panel_len);
+                let (panel, rest) = unsafe { workers.of(worker) }.split_at_mut(panel_len);
+                let (up, scales) = rest.split_at_mut(up_len);
+                let mut memory = Memory { panel, up, scales };
                 while let Some(items) = queue.take() {
                     for item in items {
                         let first = rows.start + item / panels * block_rows;
                         let tokens = first..(first + block_rows).min(rows.end);
                         let tiles = &packed[(first - rows.start) / tile_rows * tile_len..];
                         // SAFETY: the queue hands out every panel of every block once.
-                        unsafe { self.item(pool.isa(), engine, item % panels, tokens, tiles, panel, up) }
+                        unsafe { self.item(pool.isa(), engine, item % panels, tokens, tiles, &mut memory) }
                     }
                 }
                 drop(entered);
@@ -168,7 +188,6 @@ impl Problem<'_> {
     ///
     /// # Safety
     /// Nothing else uses the panel's columns of these rows meanwhile, and the thread has entered the engine.
-    #[expect(clippy::too_many_arguments, reason = "an item and the memory to do it in")]
     unsafe fn item<E: Engine>(
         &self,
         isa: Isa,
@@ -176,18 +195,17 @@ impl Problem<'_> {
         mut panel_index: usize,
         tokens: Range<usize>,
         tiles: &[f32],
-        panel: &mut [f32],
-        up_values: &mut [f32],
+        memory: &mut Memory<'_>,
     ) {
         let panel_rows = engine.panel_rows();
         for product in self.products {
-            let panels = product.weight.rows.div_ceil(panel_rows);
+            let panels = product.weight.rows().div_ceil(panel_rows);
             if panel_index >= panels {
                 panel_index -= panels;
                 continue;
             }
             let first = panel_index * panel_rows;
-            let rows = first..(first + panel_rows).min(product.weight.rows);
+            let rows = first..(first + panel_rows).min(product.weight.rows());
             let to = Output {
                 out: product.out,
                 start: tokens.start * product.out_stride + first,
@@ -198,12 +216,18 @@ impl Problem<'_> {
                 accumulate: product.accumulate,
             };
             // SAFETY: the caller leaves the columns to this call; the values are its own.
-            unsafe { engine.multiply(product.weight.part(rows.clone()), self.k, tiles, &to, panel) };
+            unsafe {
+                let weight = product.weight.rows_in(isa, rows.clone(), memory.scales);
+                engine.multiply(&weight, self.k, tiles, &to, memory.panel);
+            }
             if let Some(up) = product.up {
-                let (out, stride) = (SharedMut::new(up_values), panel_rows);
+                let (out, stride) = (SharedMut::new(&mut *memory.up), panel_rows);
                 let to_values = Output { out, start: 0, stride, bias: None, accumulate: false, ..to };
                 // SAFETY: as above.
-                unsafe { engine.multiply(up.part(rows), self.k, tiles, &to_values, panel) };
+                unsafe {
+                    let weight = up.rows_in(isa, rows, memory.scales);
+                    engine.multiply(&weight, self.k, tiles, &to_values, memory.panel);
+                }
                 for t in 0..to.rows {
                     let start = to.start + t * to.stride;
                     // SAFETY: as above.

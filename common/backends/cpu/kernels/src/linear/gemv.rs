@@ -9,13 +9,14 @@ use crate::elementwise::silu_mul_assign;
 use crate::isa::{Isa, Kernel};
 use crate::shared::{Queue, SharedMut};
 use crate::simd::{Element, Simd};
-use crate::{Elements, Matrix, ThreadPool};
+use crate::{Elements, Scratch, ThreadPool, Weight};
 
-use super::{GEMV_ROWS, Product};
+use super::stage::{Stages, stage};
+use super::{GEMV_ROWS, Product, quantized};
 
 /// How far ahead of the loads the weights are asked for. The processor's own prefetchers stop at every page, and there is
 /// little else to do while memory answers.
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// The least weights that a worker takes at a time, in bytes.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -26,32 +27,48 @@ const WORTH_SHARING_BYTES: usize = 24 * 1024;
 /// Rows of a gated product that are done before their activation is applied.
 const GATED_ROWS: usize = 64;
 
-pub(super) fn multiply(pool: &ThreadPool, x: &[f32], m: usize, x_stride: usize, products: &[Product<'_>]) {
+/// Rows of a quantised weight whose scales are converted at a time.
+const SCALED_ROWS: usize = 16;
+
+pub(super) fn multiply(
+    pool: &ThreadPool,
+    scratch: &mut Scratch,
+    x: &[f32],
+    m: usize,
+    x_stride: usize,
+    products: &[Product<'_>],
+) {
     debug_assert!(m <= GEMV_ROWS);
-    let isa = pool.isa();
-    let total: usize = products.iter().map(|product| product.weight.rows).sum();
-    let Some(first) = products.first() else { return };
-    let matrices = if first.up.is_some() { 2 } else { 1 };
-    let row_bytes = (first.weight.columns * first.weight.elements.element_size() * matrices).max(1);
     let x = Rows { x, m, stride: x_stride };
-    if pool.threads() == 1 || total * row_bytes <= WORTH_SHARING_BYTES {
+    let weights = || products.iter().flat_map(|product| [Some(product.weight), product.up]).flatten();
+    let memory = weights().map(|weight| weight.memory_len(SCALED_ROWS)).max().unwrap_or(0);
+    let (stages, workers) = stage(pool, scratch, &x, products, memory);
+    let inputs = Inputs { isa: pool.isa(), x, stages };
+    let total: usize = products.iter().map(|product| product.weight.rows()).sum();
+    let bytes: usize = weights().map(|weight| weight.rows() * weight.row_bytes()).sum();
+    if pool.threads() == 1 || bytes <= WORTH_SHARING_BYTES {
+        // SAFETY: no other worker runs.
+        let memory = unsafe { workers.of(0) };
         for product in products {
-            // SAFETY: no other worker runs.
-            unsafe { rows_of(isa, &x, product, 0..product.weight.rows) }
+            // SAFETY: as above.
+            unsafe { inputs.rows_of(product, 0..product.weight.rows(), memory) }
         }
         return;
     }
+    let row_bytes = (bytes / total.max(1)).max(1);
     let step = (CHUNK_BYTES / row_bytes).next_multiple_of(4).clamp(4, 256);
     let queue = Queue::new(total, step, pool.threads());
-    pool.run(&|_| {
+    pool.run(&|worker| {
+        // SAFETY: each worker asks once for its own part.
+        let memory = unsafe { workers.of(worker) };
         while let Some(range) = queue.take() {
             let mut start = 0;
             for product in products {
-                let end = start + product.weight.rows;
+                let end = start + product.weight.rows();
                 let (from, to) = (range.start.max(start), range.end.min(end));
                 if from < to {
                     // SAFETY: the queue hands out every row of every product once.
-                    unsafe { rows_of(isa, &x, product, from - start..to - start) }
+                    unsafe { inputs.rows_of(product, from - start..to - start, memory) }
                 }
                 start = end;
             }
@@ -60,63 +77,110 @@ pub(super) fn multiply(pool: &ThreadPool, x: &[f32], m: usize, x_stride: usize, 
 }
 
 /// The activations.
-struct Rows<'a> {
-    x: &'a [f32],
-    m: usize,
-    stride: usize,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) m: usize,
+    pub(super) stride: usize,
 }
 
-/// Computes columns `rows` of the result of a product.
-///
-/// # Safety
-/// Nothing else uses these columns meanwhile.
-unsafe fn rows_of(isa: Isa, x: &Rows<'_>, product: &Product<'_>, rows: Range<usize>) {
-    let Some(up) = product.up else {
-        let to = Destination {
-            out: product.out,
-            stride: product.out_stride,
-            start: rows.start,
-            bias: product.bias.map(|bias| &bias[rows.clone()]),
-            accumulate: product.accumulate,
+/// What all workers read.
+struct Inputs<'a> {
+    isa: Isa,
+    x: Rows<'a>,
+    stages: Stages<'a>,
+}
+
+impl Inputs<'_> {
+    /// Computes columns `rows` of the result of a product, with memory for the scales of some rows.
+    ///
+    /// # Safety
+    /// Nothing else uses these columns meanwhile.
+    unsafe fn rows_of(&self, product: &Product<'_>, rows: Range<usize>, memory: &mut [f32]) {
+        let Some(up) = product.up else {
+            let to = Destination {
+                out: product.out,
+                stride: product.out_stride,
+                start: rows.start,
+                bias: product.bias.map(|bias| &bias[rows.clone()]),
+                accumulate: product.accumulate,
+            };
+            // SAFETY: the caller leaves the columns to this call.
+            unsafe { self.columns(&product.weight, rows, &to, memory) };
+            return;
         };
-        // SAFETY: the caller leaves the columns to this call.
-        unsafe { columns(isa, x, product.weight, rows, &to) };
-        return;
-    };
-    for start in rows.clone().step_by(GATED_ROWS) {
-        let block = start..(start + GATED_ROWS).min(rows.end);
-        let mut up_values = [0.0; GATED_ROWS * GEMV_ROWS];
-        let to_out = Destination {
-            out: product.out,
-            stride: product.out_stride,
-            start,
-            bias: None,
-            accumulate: false,
-        };
-        let to_values = Destination {
-            out: SharedMut::new(&mut up_values),
-            stride: GATED_ROWS,
-            start: 0,
-            bias: None,
-            accumulate: false,
-        };
-        // SAFETY: the caller leaves the columns to this call, and the values are its own.
-        unsafe {
-            columns(isa, x, product.weight, block.clone(), &to_out);
-            columns(isa, x, up, block.clone(), &to_values);
+        for start in rows.clone().step_by(GATED_ROWS) {
+            let block = start..(start + GATED_ROWS).min(rows.end);
+            let mut up_values = [0.0; GATED_ROWS * GEMV_ROWS];
+            let to_out = Destination {
+                out: product.out,
+                stride: product.out_stride,
+                start,
+                bias: None,
+                accumulate: false,
+            };
+            let to_values = Destination {
+                out: SharedMut::new(&mut up_values),
+                stride: GATED_ROWS,
+                start: 0,
+                bias: None,
+                accumulate: false,
+            };
+            // SAFETY: the caller leaves the columns to this call, and the values are its own.
+            unsafe {
+                self.columns(&product.weight, block.clone(), &to_out, memory);
+                self.columns(&up, block.clone(), &to_values, memory);
+            }
+            for (t, up) in up_values.chunks_exact(GATED_ROWS).enumerate().take(self.x.m) {
+                let row = t * product.out_stride;
+                // SAFETY: as above.
+                let gate = unsafe { product.out.slice(row + block.start..row + block.end) };
+                silu_mul_assign(self.isa, gate, &up[..block.len()]);
+            }
         }
-        for (t, up) in up_values.chunks_exact(GATED_ROWS).enumerate().take(x.m) {
-            let row = t * product.out_stride;
-            // SAFETY: as above.
-            let gate = unsafe { product.out.slice(row + block.start..row + block.end) };
-            silu_mul_assign(isa, gate, &up[..block.len()]);
+    }
+
+    /// # Safety
+    /// Nothing else uses the columns of the destination meanwhile.
+    unsafe fn columns(
+        &self,
+        weight: &Weight<'_>,
+        rows: Range<usize>,
+        to: &Destination<'_>,
+        memory: &mut [f32],
+    ) {
+        let (isa, x, k) = (self.isa, &self.x, weight.columns());
+        let matrix = match weight {
+            Weight::Plain(matrix) => {
+                let n = rows.len();
+                match matrix.part(rows) {
+                    Elements::F32(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
+                    Elements::F16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
+                    Elements::Bf16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
+                }
+                return;
+            }
+            Weight::Quantized(matrix) => matrix,
+        };
+        let stage = self.stages.of(matrix);
+        for start in rows.clone().step_by(SCALED_ROWS) {
+            let block = start..(start + SCALED_ROWS).min(rows.end);
+            let first = start - rows.start;
+            let to = Destination {
+                start: to.start + first,
+                bias: to.bias.map(|bias| &bias[first..first + block.len()]),
+                ..*to
+            };
+            let part = matrix.rows_in(isa, block, memory);
+            // SAFETY: the caller's promise is the same.
+            unsafe { quantized::columns(isa, stage, self.x.m, &part, &to) }
         }
     }
 }
 
 /// Where the columns that rows of a weight give go: that of row `i` of them, for activations `t`, to element
 /// `t * stride + start + i`.
-struct Destination<'a> {
+pub(super) struct Destination<'a> {
     out: SharedMut<'a, f32>,
     stride: usize,
     start: usize,
@@ -129,23 +193,11 @@ impl Destination<'_> {
     /// # Safety
     /// Nothing else uses the element meanwhile.
     #[inline(always)]
-    unsafe fn put(&self, t: usize, i: usize, sum: f32) {
+    pub(super) unsafe fn put(&self, t: usize, i: usize, sum: f32) {
         // SAFETY: the caller's promise is the same.
         let element = unsafe { self.out.element(t * self.stride + self.start + i) };
         let bias = self.bias.map_or(0.0, |bias| bias[i]);
         *element = if self.accumulate { *element + (sum + bias) } else { sum + bias };
-    }
-}
-
-/// # Safety
-/// Nothing else uses the columns of the destination meanwhile.
-unsafe fn columns(isa: Isa, x: &Rows<'_>, weight: Matrix<'_>, rows: Range<usize>, to: &Destination<'_>) {
-    let k = weight.columns;
-    let n = rows.len();
-    match weight.part(rows) {
-        Elements::F32(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
-        Elements::F16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
-        Elements::Bf16(weight) => isa.dispatch(Columns { x, weight, n, k, to }),
     }
 }
 
@@ -272,8 +324,17 @@ pub(crate) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
             }
         }
     }
+    reduce(s, &sums)
+}
+
+/// The sums of the lanes of all vectors.
+#[inline(always)]
+pub(super) fn reduce<S: Simd, const R: usize, const M: usize>(
+    s: S,
+    sums: &[[S::F32; R]; M],
+) -> [[f32; R]; M] {
     let mut totals = [[0.0; R]; M];
-    for (totals, sums) in totals.iter_mut().zip(&sums) {
+    for (totals, sums) in totals.iter_mut().zip(sums) {
         let mut r = 0;
         while r < R {
             let last = R - 1;

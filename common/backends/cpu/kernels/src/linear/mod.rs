@@ -1,6 +1,7 @@
 //! Products of activations with weight matrices.
 //!
-//! Few rows of activations run through [`gemv`], which reads every weight once, from memory, and is bound by that. More
+//! Few rows of activations run through [`gemv`], which reads every weight once, from memory, and is bound by that; quantised
+//! weights are few bytes, and stay so until they are in a register. More
 //! run through [`gemm`], blocked for the caches, on the fused multiply-add units or, where the machine has one, the
 //! matrix unit.
 //!
@@ -10,9 +11,12 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+mod decode;
 mod fma;
 mod gemm;
 mod gemv;
+mod quantized;
+mod stage;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use amx::is_available as amx_is_available;
@@ -21,7 +25,7 @@ pub(crate) use gemm::VectorShape;
 pub(crate) use gemv::dots;
 
 use crate::shared::SharedMut;
-use crate::{Matrix, Scratch, ThreadPool};
+use crate::{Scratch, ThreadPool, Weight};
 
 /// Up to how many rows of activations are multiplied row by row: packing the weights does not pay for fewer.
 const GEMV_ROWS: usize = 16;
@@ -33,7 +37,7 @@ const GEMV_ROWS_AMX: usize = 8;
 #[derive(Debug)]
 pub struct LinearJob<'a> {
     /// `[N, K]`.
-    pub weight: Matrix<'a>,
+    pub weight: Weight<'a>,
     /// `[N]`.
     pub bias: Option<&'a [f32]>,
     /// Whether the product is added to what `out` holds (a residual connection) or replaces it.
@@ -47,9 +51,9 @@ pub struct LinearJob<'a> {
 /// A product as the two ways to compute it see it.
 #[derive(Debug, Clone, Copy)]
 struct Product<'a> {
-    weight: Matrix<'a>,
+    weight: Weight<'a>,
     /// For `silu(x · weightᵀ) · (x · upᵀ)`: the second matrix, shaped like the first.
-    up: Option<Matrix<'a>>,
+    up: Option<Weight<'a>>,
     bias: Option<&'a [f32]>,
     accumulate: bool,
     out: SharedMut<'a, f32>,
@@ -59,7 +63,7 @@ struct Product<'a> {
 impl Product<'_> {
     fn check(&self, m: usize, out_len: usize) {
         self.weight.check();
-        let rows = self.weight.rows;
+        let rows = self.weight.rows();
         assert!(
             self.bias.is_none_or(|bias| bias.len() == rows),
             "the bias has an element a row of the weight"
@@ -68,7 +72,8 @@ impl Product<'_> {
         assert!(m == 0 || out_len >= (m - 1) * self.out_stride + rows, "the result has room for m rows");
         if let Some(up) = self.up {
             up.check();
-            assert!(up.rows == rows && up.columns == self.weight.columns, "gate and up have one shape");
+            let same = up.rows() == rows && up.columns() == self.weight.columns();
+            assert!(same, "gate and up have one shape");
         }
     }
 }
@@ -76,8 +81,8 @@ impl Product<'_> {
 /// Every product of the group, in one parallel region: `jobs[i].out[t, n] = Σ x[t, k] · weight[n, k] + bias[n]`, or added
 /// to `out` with `accumulate`. `x` is `[m, K]` with rows `x_stride` apart.
 ///
-/// Sums are in fp32. With the instruction set `amx`, more than 8 rows and weights of 16 bits, each product also loses at most
-/// about 2⁻¹⁶ of itself. A row of the result does not depend on how many others there are, as long as they are at most 8
+/// Sums are in fp32. With the instruction set `amx`, more than 8 rows and weights of 16 bits or quantised ones, each product
+/// also loses at most about 2⁻¹⁶ of itself. A row of the result does not depend on how many others there are, as long as they are at most 8
 /// (16 without `amx`), or more than that.
 ///
 /// # Panics
@@ -122,8 +127,8 @@ pub fn linear_silu_mul(
     x: &[f32],
     m: usize,
     x_stride: usize,
-    gate: Matrix<'_>,
-    up: Matrix<'_>,
+    gate: Weight<'_>,
+    up: Weight<'_>,
     out: &mut [f32],
     out_stride: usize,
 ) {
@@ -149,9 +154,9 @@ fn multiply(
     products: &[Product<'_>],
 ) {
     let Some(first) = products.first() else { return };
-    let k = first.weight.columns;
+    let k = first.weight.columns();
     assert!(
-        products.iter().all(|product| product.weight.columns == k),
+        products.iter().all(|product| product.weight.columns() == k),
         "the weights of a group share their inputs"
     );
     if m == 0 {
@@ -161,7 +166,7 @@ fn multiply(
     assert!(x.len() >= (m - 1) * x_stride + k, "the activations have m rows");
     let gemv_rows = if gemm::on_matrix_unit(pool.isa(), products) { GEMV_ROWS_AMX } else { GEMV_ROWS };
     if m <= gemv_rows {
-        gemv::multiply(pool, x, m, x_stride, products);
+        gemv::multiply(pool, scratch, x, m, x_stride, products);
     } else {
         gemm::multiply(pool, scratch, x, m, x_stride, products);
     }

@@ -176,6 +176,39 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m256 {
+        // SAFETY: the caller promises 8 bytes.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_e4m3(self, from: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller promises 16 bytes.
+        unsafe {
+            let shifted = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())));
+            let halves = _mm256_and_si256(shifted, _mm256_set1_epi16(super::E4M3_IN_F16.cast_signed()));
+            let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, from: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller promises 8 bytes.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+            let (low, high) = (_mm256_and_si256(bytes, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(bytes));
+            [low, high].map(|q| _mm256_cvtepi32_ps(_mm256_sub_epi32(q, _mm256_set1_epi32(8))))
+        }
+    }
+    #[inline(always)]
+    fn interleave(self, [a, b]: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` is proof of the features; only registers are touched.
+        unsafe {
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn transpose<E: Element>(
         self,
         from: *const E,

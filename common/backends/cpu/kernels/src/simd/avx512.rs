@@ -152,6 +152,43 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m512 {
+        // SAFETY: the caller promises 16 bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_e4m3(self, from: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller promises 32 bytes.
+        unsafe {
+            let shifted = _mm512_slli_epi16::<7>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())));
+            let halves = _mm512_and_si512(shifted, _mm512_set1_epi16(super::E4M3_IN_F16.cast_signed()));
+            let (low, high) = (_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves));
+            [_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, from: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller promises 16 bytes.
+        unsafe {
+            let table = _mm512_setr_ps(
+                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+            );
+            // The look-up ignores all but the low nibble of its index.
+            let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            [_mm512_permutexvar_ps(low, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(low), table)]
+        }
+    }
+    #[inline(always)]
+    fn interleave(self, [a, b]: [__m512; 2]) -> [__m512; 2] {
+        // SAFETY: `self` is proof of the features; only registers are touched.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            [_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn transpose<E: Element>(
         self,
         from: *const E,

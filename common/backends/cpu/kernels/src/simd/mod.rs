@@ -19,6 +19,14 @@ use half::{bf16, f16};
 /// The widest vector of any instruction set, in `f32`s.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// What [`Simd::load_e4m3`] divides numbers by.
+pub(crate) const E4M3_FACTOR: f32 = 256.0;
+
+/// The bits of an fp16 that a number in E4M3 is when its sign is extended and it is shifted by 7: the sign, four bits of
+/// exponent, which the number's bias of 7 instead of 15 makes [`E4M3_FACTOR`] times too small, and three of mantissa.
+/// Subnormals of one are subnormals of the other.
+const E4M3_IN_F16: u16 = 0xbf80;
+
 /// The vector operations of an instruction set. A value of the type is proof that the machine has it, so arithmetic is
 /// safe; loads and stores go through pointers and are not. Partial ones touch only the first `n` elements
 /// (`n <= LANES`), and a partial load fills the other lanes with zero.
@@ -99,6 +107,23 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` elements at `to` are writable.
     unsafe fn store_bf16(self, to: *mut bf16, value: Self::F32);
+
+    /// # Safety
+    /// `LANES` elements at `from` are readable.
+    unsafe fn load_i8(self, from: *const i8) -> Self::F32;
+    /// Numbers in E4M3, divided by [`E4M3_FACTOR`]: the first vector of them, and the second. The two codes that are not
+    /// numbers count as ±480.
+    ///
+    /// # Safety
+    /// `2 * LANES` bytes at `from` are readable.
+    unsafe fn load_e4m3(self, from: *const u8) -> [Self::F32; 2];
+    /// The low nibbles of bytes and the high ones, each minus 8.
+    ///
+    /// # Safety
+    /// `LANES` bytes at `from` are readable.
+    unsafe fn load_i4(self, from: *const u8) -> [Self::F32; 2];
+    /// The elements of two vectors in turn: the first half of them, and the second.
+    fn interleave(self, vectors: [Self::F32; 2]) -> [Self::F32; 2];
 
     /// Loads `LANES` rows of `LANES` elements, transposed: vector `i` of `to` gets element `i` of every row. Rows from
     /// `rows` on count as zeros, and so do elements from `n` on.

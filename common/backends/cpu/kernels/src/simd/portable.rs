@@ -175,6 +175,34 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Lanes {
+        // SAFETY: the caller promises LANES bytes.
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_e4m3(self, from: *const u8) -> [Lanes; 2] {
+        // SAFETY: the caller promises two vectors of bytes.
+        unsafe { from.cast::<[[i8; LANES]; 2]>().read_unaligned() }.map(|bytes| {
+            bytes.map(|byte| {
+                let bits = (i16::from(byte) << 7).cast_unsigned() & super::E4M3_IN_F16;
+                f16_to_f32(f16::from_bits(bits))
+            })
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, from: *const u8) -> [Lanes; 2] {
+        // SAFETY: the caller promises LANES bytes.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        let number = |nibble: u8| (i32::from(nibble) - 8) as f32;
+        [bytes.map(|byte| number(byte & 15)), bytes.map(|byte| number(byte >> 4))]
+    }
+    #[inline(always)]
+    fn interleave(self, [a, b]: [Lanes; 2]) -> [Lanes; 2] {
+        let half = |start: usize| std::array::from_fn(|i| [a, b][i % 2][start + i / 2]);
+        [half(0), half(LANES / 2)]
+    }
+
+    #[inline(always)]
     unsafe fn transpose<E: Element>(
         self,
         from: *const E,

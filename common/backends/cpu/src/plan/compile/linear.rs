@@ -1,11 +1,12 @@
 //! Embedding and matrix products.
 
 use roundhouse_backend::BackendError;
-use roundhouse_graph::{Node, ValueId};
+use roundhouse_graph::{Node, Op, ValueId};
 
 use super::{Compiler, Place};
 use crate::error::unsupported;
-use crate::plan::step::{LinearPart, Step};
+use crate::plan::group::bias;
+use crate::plan::step::{LinearPart, LinearWeight, Step};
 use crate::plan::view::{BufferId, Root, View};
 
 impl Compiler<'_> {
@@ -40,7 +41,7 @@ impl Compiler<'_> {
     pub(super) fn linear_silu_mul(&mut self, gate: &Node, up: &Node, mul: &Node) -> Result<(), BackendError> {
         let x = self.view(gate.inputs[0])?;
         let x = self.contiguous(&x);
-        let (gate, up) = (self.weight(gate.inputs[1])?, self.weight(up.inputs[1])?);
+        let (gate, up) = (self.linear_weight(gate)?, self.linear_weight(up)?);
         let to = self.new_view_for(mul.output);
         let buffer = buffer_of(&to)?;
         self.push_to(Step::LinearSiluMul { x, gate, up, to: buffer }, &to);
@@ -74,12 +75,21 @@ impl Compiler<'_> {
     }
 
     fn linear_part(&mut self, node: &Node, to: &View, accumulate: bool) -> Result<LinearPart, BackendError> {
-        let weight = self.weight(node.inputs[1])?;
-        let bias = node.inputs.get(2).map(|&bias| {
+        let weight = self.linear_weight(node)?;
+        let bias = bias(node).map(|bias| {
             self.weight(bias)?;
             Ok::<_, BackendError>(self.constant(bias))
         });
         Ok(LinearPart { weight, bias: bias.transpose()?, to: buffer_of(to)?, accumulate })
+    }
+
+    /// The weight of a linear, quantised or not.
+    fn linear_weight(&mut self, node: &Node) -> Result<LinearWeight, BackendError> {
+        let first = self.weight(node.inputs[1])?;
+        let Op::QuantizedLinear(attributes) = node.op else { return Ok(LinearWeight::Plain(first)) };
+        let scales = self.weight(node.inputs[2])?;
+        let offsets = attributes.has_offsets.then(|| self.weight(node.inputs[3])).transpose()?;
+        Ok(LinearWeight::Quantized { values: first, scales, offsets, quantization: attributes.quantization })
     }
 
     pub(super) fn matmul(&mut self, node: &Node, transpose_b: bool) -> Result<Place, BackendError> {
