@@ -10,6 +10,9 @@ use crate::family::{ModelFamily, ModelSource};
 use crate::graph_builder::GraphBuilder;
 use crate::{Config, ConfigError, ModelError, RopeForm, RopeParameters};
 
+/// Reads each layer's window of a config, given the number of layers.
+pub(crate) type Windows = fn(&Config<'_>, u32) -> Result<Vec<Option<u32>>, ConfigError>;
+
 /// What sets a family of such decoders apart.
 pub(crate) struct PreNormForm {
     pub(crate) decoder: DecoderDefaults,
@@ -21,8 +24,7 @@ pub(crate) struct PreNormForm {
     pub(crate) output_bias: bool,
     /// Whether every head's queries and keys are normed.
     pub(crate) head_norm: bool,
-    /// Each layer's window, of a config and its number of layers.
-    pub(crate) windows: fn(&Config<'_>, u32) -> Result<Vec<Option<u32>>, ConfigError>,
+    pub(crate) windows: Windows,
 }
 
 /// Such a decoder, but for its feed-forward networks.
