@@ -1,5 +1,6 @@
 //! Between the messages of the interface and the types of the engine.
 
+pub(crate) mod support;
 pub(crate) mod tensorrt;
 
 use std::time::SystemTime;

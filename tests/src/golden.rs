@@ -199,6 +199,28 @@ pub fn tiny_models() -> Result<Vec<TinyModel>> {
     TINY_MODELS.into_iter().map(tiny_model).collect()
 }
 
+/// Those of an architecture, the first of `architectures` of their configs.
+pub fn tiny_models_of(architecture: &str) -> Result<Vec<TinyModel>> {
+    let mut models = Vec::new();
+    for model in tiny_models()? {
+        if model.architecture()? == architecture {
+            models.push(model);
+        }
+    }
+    Ok(models)
+}
+
+impl TinyModel {
+    /// The first of `architectures` of its config.
+    pub fn architecture(&self) -> Result<String> {
+        let path = self.checkpoint.join("config.json");
+        let config: serde_json::Value =
+            serde_json::from_slice(&read(&path)?).with_context(|| path.display().to_string())?;
+        let architecture = config["architectures"][0].as_str();
+        Ok(architecture.with_context(|| format!("{} has no architecture", path.display()))?.to_owned())
+    }
+}
+
 fn tiny_model((checkpoint, suffix): (&str, &str)) -> Result<TinyModel> {
     let name = format!("{checkpoint}{suffix}");
     let path = folder().join(format!("{name}.golden.safetensors"));

@@ -1,9 +1,10 @@
 //! End-to-end tests, one behaviour a file: what they share.
 //!
 //! [`harness`] starts the real services in this process and talks to them over gRPC on loopback; [`golden`] and
-//! [`greedy`] compare what they generate with what Hugging Face Transformers computes.
+//! [`greedy`] compare what they generate with what Hugging Face Transformers computes, for every engine of [`support`].
 #![forbid(unsafe_code)]
 
 pub mod golden;
 pub mod greedy;
 pub mod harness;
+pub mod support;
