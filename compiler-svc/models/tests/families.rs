@@ -169,6 +169,9 @@ fn fields_that_change_the_computation_are_refused_by_name() {
         ("qwen2_moe/plain", "scoring_func", json!("sigmoid")),
         ("qwen2_moe/plain", "num_local_experts", json!(5)),
         ("qwen3_moe/plain", "n_shared_experts", json!(1)),
+        ("qwen3_moe/plain", "use_qk_norm", json!(false)),
+        ("qwen3_moe/plain", "qkv_bias", json!(true)),
+        ("qwen3_moe/plain", "shared_expert_intermediate_size", json!(8)),
         ("qwen3_moe/plain", "layer_types", json!(["sliding_attention", "sliding_attention"])),
         ("qwen3_moe/plain", "routed_scaling_factor", json!(2.5)),
         ("qwen3/plain", "num_experts", json!(8)),
@@ -355,6 +358,12 @@ fn what_transformers_ignores_is_reported() {
     golden.config["some_new_field"] = json!(3);
     let model = build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
     assert_eq!(model.ignored_fields, ["some_new_field"]);
+    let mut golden = self::golden("qwen3_moe/plain");
+    golden.config["use_qk_norm"] = json!(true);
+    golden.config["qkv_bias"] = json!(false);
+    golden.config["shared_expert_intermediate_size"] = json!(0);
+    let model = build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
+    assert_eq!(model.ignored_fields, Vec::<String>::new(), "what Qwen3-Coder's config says is so");
     let mut golden = self::golden("mixtral/window");
     golden.config["router_jitter_noise"] = json!(0.1);
     golden.config["output_router_logits"] = json!(true);

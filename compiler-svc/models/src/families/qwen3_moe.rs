@@ -3,6 +3,7 @@
 
 use roundhouse_engine::ModelInfo;
 use roundhouse_graph::Graph;
+use serde_json::json;
 
 use super::qwen2_moe::EXPERT_NAMES;
 use crate::attention::HeadDefaults;
@@ -26,7 +27,16 @@ const DEFAULTS: DecoderDefaults =
 
 fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
     let config = source.config;
-    refuse_fields(config, &[&EXPERT_FIELDS[..], &["sliding_window", "use_sliding_window"]].concat())?;
+    let own = ["sliding_window", "use_sliding_window", "use_qk_norm"];
+    refuse_fields(config, &[&EXPERT_FIELDS[..], &own].concat())?;
+    // Some published configs say what the class does in any case.
+    for (field, value) in [
+        ("use_qk_norm", json!(true)),
+        ("qkv_bias", json!(false)),
+        ("shared_expert_intermediate_size", json!(0)),
+    ] {
+        config.refuse_unless(field, &[value])?;
+    }
     let attention_bias = config.boolean("attention_bias", false)?;
     let form = PreNormForm {
         decoder: DEFAULTS,
