@@ -1,6 +1,7 @@
 //! Between the messages of the interface and the types of the engine.
 
 pub(crate) mod quantization;
+pub(crate) mod support;
 pub(crate) mod tensorrt;
 
 use std::time::SystemTime;

@@ -1,8 +1,9 @@
 //! The compiler service: takes a model and options, lowers the model to a graph with a static KV cache, builds an
 //! engine and uploads it to object storage.
 //!
-//! [`pipeline`] is one compilation from checkpoint to published engine, for one of the [`backends`]; [`jobs`] runs
-//! compilations as operations that callers follow; [`service`] is the gRPC surface.
+//! [`pipeline`] is one compilation from checkpoint to published engine, for one of the [`backends`]; [`support`] is
+//! the table of what is built; [`jobs`] runs compilations as operations that callers follow; [`service`] is the gRPC
+//! surface.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod progress;
 mod quantization;
 mod quantization_loss;
 pub mod service;
+pub mod support;
 
 pub use config::CompilerConfig;
 pub use service::CompilerService;

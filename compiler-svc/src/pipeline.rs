@@ -23,6 +23,7 @@ use crate::jobs::Operation;
 use crate::progress::{DownloadProgress, OperationProgress, UploadProgress};
 use crate::quantization::{self, Quantized};
 use crate::quantization_loss::MeasuredWeights;
+use crate::support::SUPPORT;
 use crate::{COMPILER_VERSION, convert};
 
 /// The longest sequence of an engine whose request does not say, where the model itself allows more.
@@ -270,6 +271,12 @@ fn lower(
     let longest = request.max_seq_len.unwrap_or(DEFAULT_MAX_SEQ_LEN);
     let model = roundhouse_models::build_graph(&request.model, &checkpoint.config, checkpoint, longest)?;
     let mut info = model.info;
+    if let Some(reason) =
+        SUPPORT.refusal(&info.architecture, builder.kind(), request.precision, request.cache)
+    {
+        let (backend, what) = (builder.kind().name(), reason.to_owned());
+        return Err(CompileError::Options(BackendError::Unsupported { backend, what }));
+    }
     if let Some(tokens) = checkpoint.generation_config.as_ref().and_then(eos_token_ids) {
         info.eos_token_ids = tokens;
     }

@@ -18,8 +18,11 @@ CONTEXT = 256  # llama.cpp's smallest
 # file -> (golden, changes of its metadata)
 FILES = {
     "tiny-gpt-2": ("tiny-gpt-2", {}),
+    "tiny-mixtral": ("tiny-mixtral", {}),
     # Short factors in spite of the context's size.
     "tiny-phi-4-mini": ("tiny-phi-4-mini.short", {"phi3.rope.scaling.original_context_length": CONTEXT}),
+    "tiny-qwen-1.5-moe": ("tiny-qwen-1.5-moe", {}),
+    "tiny-qwen-3-moe": ("tiny-qwen-3-moe", {}),
     "tiny-smollm-3": ("tiny-smollm-3", {}),
 }
 TOLERANCE = 0.05  # of the largest logit; a wrong permutation or set of factors is off by about 1

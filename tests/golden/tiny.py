@@ -17,6 +17,10 @@ VOCAB = 288  # 3 special tokens, 256 bytes, 29 merges
 BOS, EOS, PAD = 0, 1, 2
 FULL_PROMPT_LOGITS = 33  # prompts up to this length have the logits of all positions
 STEPS = 32
+# How far a token's last expert is ahead of the next one, in largest router logits: twice what half precision may move one
+# by, as `half_precisions_give_transformers_tokens_where_margins_allow` has it of tokens. A token that is nearer than that to
+# another expert would say nothing about a program that chooses it.
+CLEAR_CHOICE = 2 * 16 * 2**-8
 CHANGES_LOGITS = 0.3  # what a feature has to change in some logit, for a reader that ignores it not to pass
 
 CHAT_TEMPLATE = (
@@ -44,6 +48,8 @@ class Checkpoint:
     dtype: torch.dtype = torch.bfloat16  # of the file: the numbers are exact in it
     unit_offset: bool = False  # norms by 1 + weight
     embedding: float = 1.0  # deviation of the embeddings
+    clear_choices: float = 0.0  # what embeddings have of the experts that their token is to choose
+    stacked: bool = False  # experts as Transformers 5 has them in memory, not as it has published them
     last_norm: float = 0.0  # added to the weight of the last norm
     shard: str = "5GB"
     rewrite: Callable[[dict], None] | None = None  # config.json as other versions write it
@@ -67,9 +73,25 @@ def initialise(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
         elif "lm_head" in name:
             value = 0.4 * noise
         else:  # [out, in], but [in, out] in GPT-2
-            inputs = parameter.shape[0 if checkpoint.model_type == "gpt2" else 1]
+            inputs = parameter.shape[0 if checkpoint.model_type == "gpt2" else -1]
             value = 1.6 * inputs**-0.5 * noise
         parameter.copy_(value.to(checkpoint.dtype))
+    if checkpoint.clear_choices:
+        choose_clearly(model, checkpoint, generator)
+
+
+def choose_clearly(model: PreTrainedModel, checkpoint: Checkpoint, generator: torch.Generator) -> None:
+    """Gives each token experts of its own: its embedding, the directions that routers look for, in an order of its own."""
+    routers = [module for name, module in model.named_modules() if name.endswith("mlp.gate")]
+    experts, top_k = routers[0].num_experts, routers[0].top_k
+    table = model.get_input_embeddings().weight
+    directions = torch.linalg.qr(torch.randn(table.shape[1], experts, generator=generator))[0].T
+    order = torch.stack([torch.randperm(experts, generator=generator) for _ in table])
+    scores = torch.cat([torch.linspace(1.5, 1.0, top_k), torch.linspace(-1.0, -1.5, experts - top_k)])
+    table.add_(checkpoint.clear_choices * scores[order] @ directions)
+    table.copy_(table.to(checkpoint.dtype))
+    for router in routers:
+        router.weight.copy_((0.3 * (0.2 * router.weight + directions)).to(checkpoint.dtype))
 
 
 def train_tokenizer(path: Path) -> None:
@@ -104,7 +126,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     model.generation_config = GenerationConfig(**tokens)
-    model.to(checkpoint.dtype).save_pretrained(folder, max_shard_size=checkpoint.shard)
+    model.to(checkpoint.dtype).save_pretrained(
+        folder, max_shard_size=checkpoint.shard, save_original_format=not checkpoint.stacked
+    )
     if checkpoint.rewrite:
         config_json = json.loads((folder / "config.json").read_text())
         checkpoint.rewrite(config_json)
@@ -167,6 +191,27 @@ def golden_tensors(model: PreTrainedModel, checkpoint: Checkpoint, golden: Golde
     return tensors
 
 
+def check_choices(model: PreTrainedModel, golden: dict[str, torch.Tensor]) -> float:
+    """By how much the last expert that a token chooses is ahead of the next one, at the least."""
+    margins = []
+
+    def measure(router, _, output) -> None:
+        logits = output[0].sort(descending=True).values
+        margins.append(((logits[:, router.top_k - 1] - logits[:, router.top_k]) / logits.abs().max()).min().item())
+
+    hooks = [
+        module.register_forward_hook(measure) for name, module in model.named_modules() if name.endswith("mlp.gate")
+    ]
+    for key, ids in golden.items():
+        if key.endswith("input_ids"):
+            output_ids = golden[key.replace("input_ids", "output_ids")]
+            model(input_ids=torch.cat([ids, output_ids])[None], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    assert min(margins) > CLEAR_CHOICE, min(margins)
+    return min(margins)
+
+
 def check_features(folder: Path, model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, float]:
     """How far the logits move when a feature is left out: a reader that ignores it must not pass."""
     ids = prompts(checkpoint, (130,))[130]
@@ -198,6 +243,8 @@ def make(folder: Path, checkpoint: Checkpoint) -> None:
     print(f"{checkpoint.name}: without its features logits differ by", {k: round(v, 2) for k, v in moved.items()})
     for golden in checkpoint.goldens:
         tensors = golden_tensors(model, checkpoint, golden)
+        if checkpoint.clear_choices:
+            print(f"    experts chosen by {check_choices(model, tensors):.3f} of the largest router logit or more")
         metadata = {"max_seq_len": str(golden.max_seq_len)} if golden.max_seq_len else None
         output = folder / f"{checkpoint.name}{golden.suffix}.golden.safetensors"
         save_file(tensors, output, metadata=metadata)

@@ -135,6 +135,83 @@ CHECKPOINTS = [
         rewrite=write_as_before_transformers_5,
         seed=11,
     ),
+    # Experts as in published checkpoints.
+    Checkpoint(
+        name="tiny-mixtral",
+        model_type="mixtral",
+        config=SHAPE
+        | dict(
+            intermediate_size=24,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=3 * WINDOW,
+            tie_word_embeddings=False,
+        )
+        | default_rope(1_000_000.0),
+        features={
+            "window": dict(sliding_window=None),
+            "second expert": dict(num_experts_per_tok=1),
+            "router": without("mlp.gate.weight"),
+        },
+        rewrite=write_as_before_transformers_5,
+        clear_choices=12.0,
+        seed=21,
+    ),
+    Checkpoint(
+        name="tiny-qwen-1.5-moe",
+        model_type="qwen2_moe",
+        config=SHAPE
+        | dict(
+            num_key_value_heads=4,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=32,
+            num_experts=8,
+            num_experts_per_tok=4,
+            norm_topk_prob=False,
+            tie_word_embeddings=False,
+        )
+        | default_rope(1_000_000.0),
+        features={
+            "fourth expert": dict(num_experts_per_tok=3),
+            "weights as they are": dict(norm_topk_prob=True),
+            "shared expert": without("shared_expert.down_proj.weight"),
+            "gate of the shared expert": without("shared_expert_gate.weight"),
+            "biases": without("_proj.bias"),
+        },
+        rewrite=write_as_before_transformers_5,
+        clear_choices=12.0,
+        seed=22,
+    ),
+    # A window in the first layer, no experts in the second.
+    Checkpoint(
+        name="tiny-qwen-2-moe",
+        model_type="qwen2_moe",
+        config=SHAPE
+        | dict(
+            num_hidden_layers=3,
+            mlp_only_layers=[1],
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            max_window_layers=1,
+            tie_word_embeddings=False,
+        )
+        | default_rope(1_000_000.0),
+        features={
+            "window": dict(layer_types=["full_attention"] * 3),
+            "full layers": dict(layer_types=["sliding_attention"] * 3),
+            "normalised weights": dict(norm_topk_prob=False),
+            "shared expert": without("shared_expert.down_proj.weight"),
+            "experts": without("experts.down_proj"),
+        },
+        rewrite=lambda config: config.pop("layer_types"),
+        clear_choices=16.0,
+        seed=23,
+    ),
     Checkpoint(
         name="tiny-qwen-2.5",
         model_type="qwen2",
@@ -169,6 +246,28 @@ CHECKPOINTS = [
         },
         embedding=0.4,
         seed=13,
+    ),
+    Checkpoint(
+        name="tiny-qwen-3-moe",
+        model_type="qwen3_moe",
+        config=SHAPE
+        | dict(
+            head_dim=24,
+            moe_intermediate_size=16,
+            num_experts=6,
+            num_experts_per_tok=3,
+            norm_topk_prob=True,
+            tie_word_embeddings=False,
+        )
+        | default_rope(1_000_000.0),
+        features={
+            "third expert": dict(num_experts_per_tok=2),
+            "normalised weights": dict(norm_topk_prob=False),
+            "norms": without_modules("q_norm", "k_norm"),
+        },
+        clear_choices=12.0,
+        stacked=True,
+        seed=24,
     ),
     Checkpoint(
         name="tiny-smollm-3",

@@ -34,7 +34,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict) -> None:
 
 
 def add_tensor(writer: gguf.GGUFWriter, name: str, tensor: torch.Tensor) -> None:
-    if tensor.dim() < 2:
+    if tensor.dim() < 2 or "ffn_gate_inp" in name:  # the converter keeps routers in single precision
         writer.add_tensor(name, tensor.float().numpy())
         return
     values = tensor.float().contiguous().numpy()
@@ -53,7 +53,7 @@ def add_llama_sizes(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
 
 
-def smollm3(writer: gguf.GGUFWriter, config: dict, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def llama(writer: gguf.GGUFWriter, config: dict, name: str, tensor: torch.Tensor) -> torch.Tensor:
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     module = name.split(".")[-2]
     return heads_interleaved(tensor, config[heads[module]]) if module in heads else tensor
@@ -93,6 +93,50 @@ def gpt2_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
 
 
+def mixtral_keys(writer: gguf.GGUFWriter, config: dict) -> None:
+    add_llama_sizes(writer, config)
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_expert_count(config["num_local_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_sliding_window(config["sliding_window"])
+
+
+def qwen_moe_keys(writer: gguf.GGUFWriter, config: dict) -> None:
+    add_llama_sizes(writer, config)
+    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def stack_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A tensor for each projection of all experts of a layer, named as the converter names it for the name map."""
+    stacked, of_experts = {}, {}
+    for name, tensor in sorted(tensors.items()):
+        module, experts, part = name.partition(".experts.")
+        if not experts:
+            stacked[name] = tensor
+        elif part == "gate_up_proj":
+            gate, up = tensor.chunk(2, dim=1)
+            stacked |= {f"{module}.experts.gate_proj.weight": gate, f"{module}.experts.up_proj.weight": up}
+        elif part == "down_proj":
+            stacked[f"{module}.experts.down_proj.weight"] = tensor
+        else:
+            expert, projection = part.split(".", 1)
+            projection = projection.replace("w1", "gate_proj").replace("w3", "up_proj").replace("w2", "down_proj")
+            module = module.replace("block_sparse_moe", "mlp")
+            of_experts.setdefault(f"{module}.experts.{projection}", {})[int(expert)] = tensor
+    for name, parts in of_experts.items():
+        stacked[name] = torch.stack([parts[expert] for expert in range(len(parts))])
+    return stacked
+
+
 def unchanged(writer: gguf.GGUFWriter, config: dict, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
@@ -100,8 +144,11 @@ def unchanged(writer: gguf.GGUFWriter, config: dict, name: str, tensor: torch.Te
 # checkpoint -> (architecture, its keys, what is done to a tensor)
 FILES: dict[str, tuple[gguf.MODEL_ARCH, Callable, Callable]] = {
     "tiny-gpt-2": (gguf.MODEL_ARCH.GPT2, gpt2_keys, gpt2),
+    "tiny-mixtral": (gguf.MODEL_ARCH.LLAMA, mixtral_keys, llama),
     "tiny-phi-4-mini": (gguf.MODEL_ARCH.PHI3, phi3_keys, unchanged),
-    "tiny-smollm-3": (gguf.MODEL_ARCH.SMOLLM3, smollm3_keys, smollm3),
+    "tiny-qwen-1.5-moe": (gguf.MODEL_ARCH.QWEN2MOE, qwen_moe_keys, unchanged),
+    "tiny-qwen-3-moe": (gguf.MODEL_ARCH.QWEN3MOE, qwen_moe_keys, unchanged),
+    "tiny-smollm-3": (gguf.MODEL_ARCH.SMOLLM3, smollm3_keys, llama),
 }
 
 
@@ -116,7 +163,7 @@ def make(folder: Path, name: str) -> None:
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
     names = gguf.get_tensor_name_map(architecture, 4)
-    for tensor_name, tensor in sorted(load_file(folder / name / "model.safetensors").items()):
+    for tensor_name, tensor in sorted(stack_experts(load_file(folder / name / "model.safetensors")).items()):
         if tensor_name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
         renamed = names.get_name(tensor_name, try_suffixes=(".weight", ".bias"))

@@ -12,7 +12,7 @@ use serde::Deserialize;
 pub const TOP: usize = 5;
 
 /// The checkpoints with random weights, with what the names of their golden files go on with.
-const TINY_MODELS: [(&str, &str); 14] = [
+const TINY_MODELS: [(&str, &str); 18] = [
     ("tiny-gemma-3", ""),
     ("tiny-gemma-3-soft-caps", ""),
     ("tiny-gpt-2", ""),
@@ -21,12 +21,16 @@ const TINY_MODELS: [(&str, &str); 14] = [
     ("tiny-llama-bias-yarn", ""),
     ("tiny-llama-linear", ""),
     ("tiny-mistral", ""),
+    ("tiny-mixtral", ""),
     ("tiny-olmo-2", ""),
     // `longrope` has one set of factors for engines of short sequences and another for those of long ones.
     ("tiny-phi-4-mini", ".long"),
     ("tiny-phi-4-mini", ".short"),
+    ("tiny-qwen-1.5-moe", ""),
+    ("tiny-qwen-2-moe", ""),
     ("tiny-qwen-2.5", ""),
     ("tiny-qwen-3", ""),
+    ("tiny-qwen-3-moe", ""),
     ("tiny-smollm-3", ""),
 ];
 
@@ -195,6 +199,28 @@ pub fn tiny_models() -> Result<Vec<TinyModel>> {
     TINY_MODELS.into_iter().map(tiny_model).collect()
 }
 
+/// Those of an architecture, the first of `architectures` of their configs.
+pub fn tiny_models_of(architecture: &str) -> Result<Vec<TinyModel>> {
+    let mut models = Vec::new();
+    for model in tiny_models()? {
+        if model.architecture()? == architecture {
+            models.push(model);
+        }
+    }
+    Ok(models)
+}
+
+impl TinyModel {
+    /// The first of `architectures` of its config.
+    pub fn architecture(&self) -> Result<String> {
+        let path = self.checkpoint.join("config.json");
+        let config: serde_json::Value =
+            serde_json::from_slice(&read(&path)?).with_context(|| path.display().to_string())?;
+        let architecture = config["architectures"][0].as_str();
+        Ok(architecture.with_context(|| format!("{} has no architecture", path.display()))?.to_owned())
+    }
+}
+
 fn tiny_model((checkpoint, suffix): (&str, &str)) -> Result<TinyModel> {
     let name = format!("{checkpoint}{suffix}");
     let path = folder().join(format!("{name}.golden.safetensors"));
@@ -309,7 +335,7 @@ mod tests {
         let found: HashSet<_> = fs::read_dir(folder()).unwrap().filter_map(golden).collect();
         assert_eq!(found, models.iter().map(|model| model.name.clone()).collect());
         let ggufs: HashSet<_> = models.iter().filter_map(|model| model.gguf.as_ref()).collect();
-        assert_eq!(ggufs.len(), 3, "{ggufs:?}");
+        assert_eq!(ggufs.len(), 6, "{ggufs:?}");
     }
 
     #[test]

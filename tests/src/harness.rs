@@ -25,6 +25,7 @@ pub use requests::{
     SMOLLM2_MAX_SEQ_LEN, chat, compile_options, compile_request, prompt, smollm2_request, tiny_llama_request,
     tokens,
 };
+pub(crate) use requests::{cache_message, precision_message};
 pub use shared::{Shared, engine_files, shared, smollm2};
 pub use status::{field, metadata, reason};
 

@@ -13,6 +13,11 @@ pub enum WeightExpr {
         /// Its name in the checkpoint.
         name: String,
     },
+    /// The tensor of this name as a matrix: all axes but the last are one.
+    Matrix {
+        /// Its name in the checkpoint.
+        name: String,
+    },
     /// A matrix `[rows, columns]` turned into `[columns, rows]`.
     Transpose {
         /// What to transpose.
@@ -60,7 +65,7 @@ impl WeightExpr {
     pub fn tensors(&self) -> Vec<&str> {
         fn walk<'a>(expr: &'a WeightExpr, names: &mut Vec<&'a str>) {
             match expr {
-                WeightExpr::Tensor { name } => {
+                WeightExpr::Tensor { name } | WeightExpr::Matrix { name } => {
                     if !names.contains(&name.as_str()) {
                         names.push(name);
                     }

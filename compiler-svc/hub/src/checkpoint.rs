@@ -46,6 +46,10 @@ impl WeightSource for Checkpoint {
         self.weights.read_rows(name, rows, out)
     }
 
+    fn read_elements(&self, name: &str, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
+        self.weights.read_elements(name, first, out)
+    }
+
     fn quantized(&self, name: &str) -> Option<QuantizedTensor> {
         self.weights.quantized(name)
     }

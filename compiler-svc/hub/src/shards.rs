@@ -65,11 +65,6 @@ impl SafetensorsWeights {
         self.file_of(tensor)?.read_bytes(tensor, first, out)
     }
 
-    /// As [`SafetensorsFile::read_elements`].
-    pub(crate) fn read_elements(&self, tensor: &str, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
-        self.file_of(tensor)?.read_elements(tensor, first, out)
-    }
-
     fn file_of(&self, tensor: &str) -> Result<&SafetensorsFile, WeightError> {
         let file = self.tensors.get(tensor).and_then(|file| self.files.get(file));
         file.ok_or_else(|| WeightError::NotFound { name: tensor.to_owned() })
@@ -87,5 +82,9 @@ impl WeightSource for SafetensorsWeights {
 
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
         self.file_of(name)?.read_rows(name, rows, out)
+    }
+
+    fn read_elements(&self, name: &str, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
+        self.file_of(name)?.read_elements(name, first, out)
     }
 }

@@ -70,7 +70,10 @@ fn description(source: &dyn WeightSource, expr: &WeightExpr) -> Option<Quantized
                 })
             })
         }
-        WeightExpr::Transpose { .. } | WeightExpr::Quantized { .. } | WeightExpr::Literal { .. } => None,
+        WeightExpr::Matrix { .. }
+        | WeightExpr::Transpose { .. }
+        | WeightExpr::Quantized { .. }
+        | WeightExpr::Literal { .. } => None,
     }
 }
 

@@ -94,8 +94,26 @@ impl<'a> GraphBuilder<'a> {
         recipe: impl FnOnce(WeightExpr) -> WeightExpr,
     ) -> Result<ValueId, ModelError> {
         self.check(tensor, tensor_shape)?;
+        Ok(self.add_weight(name, shape, recipe(WeightExpr::tensor(tensor))))
+    }
+
+    /// A weight `name` of this shape, joined of the checkpoint's tensors `tensors`, once each is known to have
+    /// `tensor_shape`.
+    pub(crate) fn joined(
+        &mut self,
+        name: &str,
+        tensors: &[String],
+        tensor_shape: &[u32],
+        shape: &[u32],
+    ) -> Result<ValueId, ModelError> {
+        tensors.iter().try_for_each(|tensor| self.check(tensor, tensor_shape))?;
+        let parts = tensors.iter().map(WeightExpr::tensor).collect();
+        Ok(self.add_weight(name, shape, WeightExpr::Concat { parts }))
+    }
+
+    fn add_weight(&mut self, name: &str, shape: &[u32], expr: WeightExpr) -> ValueId {
         let shape: Vec<i64> = shape.iter().map(|&dim| i64::from(dim)).collect();
-        Ok(self.graph.add_weight(name, DType::F32, &shape, recipe(WeightExpr::tensor(tensor))))
+        self.graph.add_weight(name, DType::F32, &shape, expr)
     }
 
     /// `x [batch, seq, heads · head_dim] → [batch, heads, seq, head_dim]`.

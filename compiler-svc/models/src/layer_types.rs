@@ -61,6 +61,19 @@ pub(crate) fn uniform(
     Ok(window)
 }
 
+/// As [`uniform`], each layer's.
+///
+/// # Errors
+/// When `layer_types` say more.
+pub(crate) fn uniform_windows(
+    config: &Config<'_>,
+    num_hidden_layers: u32,
+    window: Option<u32>,
+) -> Result<Vec<Option<u32>>, ConfigError> {
+    let window = uniform(config, num_hidden_layers, window)?;
+    Ok((0..num_hidden_layers).map(|_| window).collect())
+}
+
 /// Each layer's window, in a family with layers of both types. `sliding_window` is `None` where the config switches
 /// windows off.
 ///

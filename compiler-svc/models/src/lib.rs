@@ -5,8 +5,9 @@
 //! attention as one op and weights named as in the checkpoint. What the config asks for and the family does not do is
 //! refused by the field's name: a graph that comes back computes what the checkpoint means.
 //!
-//! A new family is a file of its own under `families/`, put together from the parts in `decoder.rs`, `attention.rs`,
-//! `feed_forward.rs` and `norm.rs`, and a line in the table beside it: docs/adding-a-model.md shows one.
+//! A new family is a file of its own under `families/`, put together from the parts in `decoder.rs`, `pre_norm.rs`,
+//! `attention.rs`, `feed_forward.rs`, `mixture.rs` and `norm.rs`, and a line in the table beside it:
+//! docs/adding-a-model.md shows one.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +21,9 @@ mod feed_forward;
 mod graph_builder;
 mod head;
 mod layer_types;
+mod mixture;
 mod norm;
+mod pre_norm;
 mod refused_fields;
 mod rope;
 

@@ -111,6 +111,21 @@ fn what_is_left_out_is_what_transformers_makes_of_it() {
     let bases: Vec<f32> = rotations(&gemma3).iter().map(|rotary| rotary.inv_freq[1].powi(-3)).collect();
     assert!((bases[0] / 1e4 - 1.0).abs() < 1e-5 && (bases[1] / 1e6 - 1.0).abs() < 1e-5, "{bases:?}");
     assert_eq!(rotations(&graph("smollm3/plain", &[])).len(), 3, "every fourth layer has none");
+    assert_eq!(windows(&graph("mixtral/window", &["sliding_window"])), [None; 2]);
+    assert_eq!(
+        windows(&graph("qwen3_moe/window_biases_and_dense_layers", &["sliding_window"])),
+        [Some(4096); 3]
+    );
+    let qwen2_moe = |fields: &[&str]| windows(&graph("qwen2_moe/windows_and_dense_layers", fields));
+    assert_eq!(qwen2_moe(&["max_window_layers"]), [Some(5), None, Some(5), None], "28 layers are above it");
+    assert_eq!(qwen2_moe(&["use_sliding_window"]), [None; 4]);
+    assert_eq!(qwen2_moe(&["sliding_window"]), [Some(4096), None, None, None]);
+    let bases: Vec<f32> = ["mixtral/window", "qwen2_moe/plain", "qwen3_moe/stacked"]
+        .map(|name| rotations(&graph(name, &["rope_theta"]))[0].inv_freq[1].powi(-2))
+        .into();
+    for (found, expected) in bases.iter().zip([1e6, 1e4, 1e4]) {
+        assert!((found / expected - 1.0).abs() < 1e-5, "{bases:?}");
+    }
 }
 
 #[test]
@@ -149,6 +164,17 @@ fn fields_that_change_the_computation_are_refused_by_name() {
         ("qwen3/plain", "rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0})),
         ("qwen3/plain", "quantization_config", json!({"quant_method": "fp8"})),
         ("smollm3/plain", "attention_chunk_size", json!(4)),
+        ("mixtral/window", "hidden_act", json!("gelu")),
+        ("mixtral/window", "layer_types", json!(["sliding_attention", "full_attention"])),
+        ("qwen2_moe/plain", "scoring_func", json!("sigmoid")),
+        ("qwen2_moe/plain", "num_local_experts", json!(5)),
+        ("qwen3_moe/plain", "n_shared_experts", json!(1)),
+        ("qwen3_moe/plain", "use_qk_norm", json!(false)),
+        ("qwen3_moe/plain", "qkv_bias", json!(true)),
+        ("qwen3_moe/plain", "shared_expert_intermediate_size", json!(8)),
+        ("qwen3_moe/plain", "layer_types", json!(["sliding_attention", "sliding_attention"])),
+        ("qwen3_moe/plain", "routed_scaling_factor", json!(2.5)),
+        ("qwen3/plain", "num_experts", json!(8)),
         ("phi3/plain", "rope_scaling", json!({"rope_type": "linear", "factor": 2.0})),
         ("phi3/plain", "attention_bias", json!(true)),
         ("phi3/plain", "lm_head_bias", json!(true)),
@@ -181,6 +207,15 @@ fn fields_that_contradict_each_other_are_refused_by_name() {
         ("smollm3/windows_and_biases", "num_hidden_layers", json!(4), "no_rope_layers"),
         ("smollm3/windows_and_biases", "no_rope_layers", json!([0, 2]), "no_rope_layers"),
         ("phi3/longrope_short", "partial_rotary_factor", json!(0.5), "rope_scaling.short_factor"),
+        ("qwen2_moe/stacked", "use_sliding_window", json!(false), "layer_types"),
+        ("qwen2_moe/stacked", "sliding_window", json!(0), "sliding_window"),
+        ("qwen2_moe/plain", "mlp_only_layers", json!([0, "1"]), "mlp_only_layers"),
+        ("qwen2_moe/plain", "decoder_sparse_step", json!(0), "decoder_sparse_step"),
+        // More experts a token than there are, and two numbers of them.
+        ("qwen2_moe/plain", "num_experts_per_tok", json!(6), "num_experts_per_tok"),
+        ("qwen3_moe/plain", "num_local_experts", json!(6), "num_local_experts"),
+        ("mixtral/window", "num_local_experts", json!(0), "num_local_experts"),
+        ("qwen3_moe/plain", "moe_intermediate_size", json!(1_000_000_000_u32), "moe_intermediate_size"),
         // No even number of dimensions.
         ("phi3/longrope_short", "partial_rotary_factor", json!(0.7), "partial_rotary_factor"),
         ("phi3/longrope_short", "partial_rotary_factor", json!(1.5), "partial_rotary_factor"),
@@ -196,7 +231,7 @@ fn fields_that_contradict_each_other_are_refused_by_name() {
 
 #[test]
 fn sizes_have_to_be_there() {
-    for name in ["mistral/window", "gpt2/plain", "gemma3_text/soft_caps", "phi3/plain"] {
+    for name in ["mistral/window", "gpt2/plain", "gemma3_text/soft_caps", "phi3/plain", "qwen2_moe/plain"] {
         let fields =
             ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"];
         let gpt2 = ["vocab_size", "n_embd", "n_layer", "n_head"];
@@ -205,6 +240,65 @@ fn sizes_have_to_be_there() {
             assert!(text.starts_with(&format!("config.json has no {field}: expected")), "{name}: {text}");
         }
     }
+}
+
+#[test]
+fn sizes_of_experts_have_to_be_there() {
+    let cases = [
+        ("mixtral/window", "num_experts", "num_local_experts"),
+        ("qwen2_moe/plain", "num_experts", "num_experts"),
+        ("qwen2_moe/plain", "moe_intermediate_size", "moe_intermediate_size"),
+        ("qwen2_moe/plain", "shared_expert_intermediate_size", "shared_expert_intermediate_size"),
+        ("qwen3_moe/plain", "num_experts_per_tok", "num_experts_per_tok"),
+    ];
+    for (name, named, field) in cases {
+        let text = refusal(name, without(&[field]));
+        assert!(text.starts_with(&format!("config.json has no {named}: expected")), "{name}: {text}");
+    }
+}
+
+#[test]
+fn which_layers_are_mixtures_follows_from_the_config() {
+    let cases = [
+        (json!({"mlp_only_layers": null}), &[true, true, true][..]),
+        (json!({"mlp_only_layers": [0, 2, 7]}), &[false, true, false]),
+        (json!({"mlp_only_layers": [], "decoder_sparse_step": 2}), &[false, true, false, true]),
+        (json!({"mlp_only_layers": [1], "decoder_sparse_step": 2}), &[false, false, false, true]),
+        (json!({"decoder_sparse_step": 3}), &[false, false]),
+        (json!({"num_experts": 0}), &[false, false]),
+    ];
+    // Its first layer is dense, its second a mixture.
+    let mut golden = golden("qwen3_moe/window_biases_and_dense_layers");
+    let tensors = golden.weights();
+    for (changes, expected) in cases {
+        let mut weights = MemoryWeights::new();
+        for (name, shape) in &golden.tensors {
+            let mut insert = |name: String| weights.insert(name, shape, vec![0.0; shape.iter().product()]);
+            let of = |layer: usize| name.strip_prefix(&format!("model.layers.{layer}."));
+            match (of(0), of(1), of(2)) {
+                (None, None, None) => insert(name.clone()),
+                (dense, sparse, _) => {
+                    for (layer, &is_sparse) in expected.iter().enumerate() {
+                        if let Some(rest) = if is_sparse { sparse } else { dense } {
+                            insert(format!("model.layers.{layer}.{rest}"));
+                        }
+                    }
+                }
+            }
+        }
+        let mut config = golden.config.clone();
+        config["num_hidden_layers"] = json!(expected.len());
+        for (field, value) in changes.as_object().unwrap() {
+            config[field] = value.clone();
+        }
+        // A layer of the other kind would lack its tensors.
+        let graph = build_graph("x", &config, &weights, MAX_SEQ_LEN).unwrap().graph;
+        let mixtures = graph.nodes().filter(|(_, node)| matches!(node.op, Op::MixtureOfExperts(_))).count();
+        assert_eq!(mixtures, expected.iter().filter(|&&is_sparse| is_sparse).count(), "{changes}");
+    }
+    golden.config["mlp_only_layers"] = json!([1]);
+    let text = build_graph("x", &golden.config, &tensors, MAX_SEQ_LEN).unwrap_err().to_string();
+    assert!(text.contains("model.layers.0.mlp.experts.0.gate_proj.weight"), "{text}");
 }
 
 #[test]
@@ -239,14 +333,18 @@ fn buffers_of_old_checkpoints_are_no_weights() {
 #[test]
 fn a_tensor_of_another_shape_is_named() {
     let cases = [
-        ("phi3/plain", "model.layers.1.self_attn.qkv_proj.weight", [47, 16]),
-        ("phi3/plain", "model.layers.0.mlp.gate_up_proj.weight", [24, 16]),
-        ("gpt2/plain", "transformer.h.0.attn.c_attn.weight", [48, 16]),
+        ("phi3/plain", "model.layers.1.self_attn.qkv_proj.weight", &[47, 16][..]),
+        ("phi3/plain", "model.layers.0.mlp.gate_up_proj.weight", &[24, 16]),
+        ("gpt2/plain", "transformer.h.0.attn.c_attn.weight", &[48, 16]),
+        ("mixtral/window", "model.layers.1.block_sparse_moe.experts.3.w2.weight", &[24, 16]),
+        ("qwen3_moe/plain", "model.layers.0.mlp.experts.4.up_proj.weight", &[12, 15]),
+        ("qwen3_moe/plain", "model.layers.0.mlp.gate.weight", &[4, 16]),
+        ("qwen2_moe/stacked", "model.layers.0.mlp.experts.gate_up_proj", &[5, 16, 24]),
     ];
     for (name, tensor, shape) in cases {
         let golden = golden(name);
         let mut weights = golden.weights();
-        weights.insert(tensor, &shape, vec![0.0; shape.iter().product()]);
+        weights.insert(tensor, shape, vec![0.0; shape.iter().product()]);
         let text = build_graph("x", &golden.config, &weights, MAX_SEQ_LEN).unwrap_err().to_string();
         assert!(text.contains(tensor) && text.contains(&format!("{shape:?}")), "{text}");
     }
@@ -260,4 +358,16 @@ fn what_transformers_ignores_is_reported() {
     golden.config["some_new_field"] = json!(3);
     let model = build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
     assert_eq!(model.ignored_fields, ["some_new_field"]);
+    let mut golden = self::golden("qwen3_moe/plain");
+    golden.config["use_qk_norm"] = json!(true);
+    golden.config["qkv_bias"] = json!(false);
+    golden.config["shared_expert_intermediate_size"] = json!(0);
+    let model = build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
+    assert_eq!(model.ignored_fields, Vec::<String>::new(), "what Qwen3-Coder's config says is so");
+    let mut golden = self::golden("mixtral/window");
+    golden.config["router_jitter_noise"] = json!(0.1);
+    golden.config["output_router_logits"] = json!(true);
+    golden.config["router_aux_loss_coef"] = json!(0.02);
+    let model = build_graph("x", &golden.config, &golden.weights(), MAX_SEQ_LEN).unwrap();
+    assert_eq!(model.ignored_fields, Vec::<String>::new(), "they are of training");
 }

@@ -4,14 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use roundhouse_engine::{CacheKind, EngineKey, Precision};
+use roundhouse_engine::EngineKey;
 use roundhouse_hub::ModelSource;
-use roundhouse_models::FAMILIES;
 use roundhouse_proto::compiler::compiler_server::Compiler;
 use roundhouse_proto::compiler::{
     CompileEngineRequest, CompileEngineResponse, CompileEvent, DeleteEngineRequest, Engine, EngineFile,
     GetEngineFileRequest, GetEngineRequest, ListEnginesRequest, ListEnginesResponse,
-    ListModelFamiliesRequest, ListModelFamiliesResponse, ModelFamily, WatchCompileRequest, compile_event,
+    ListModelFamiliesRequest, ListModelFamiliesResponse, WatchCompileRequest, compile_event,
 };
 use roundhouse_proto::google::longrunning;
 use roundhouse_rpc::{Failure, reason};
@@ -25,6 +24,7 @@ use super::{CompilerService, failure, operations};
 use crate::convert::{self, quantization, tensorrt};
 use crate::jobs::{Cursor, Operation, Update};
 use crate::pipeline::{CompileError, CompileRequest, Pipeline};
+use crate::support::SUPPORT;
 
 /// How long a caller that met a full queue should wait.
 const QUEUE_RETRY: Duration = Duration::from_secs(10);
@@ -142,18 +142,12 @@ impl Compiler for CompilerService {
     ) -> Result<Response<ListModelFamiliesResponse>, Status> {
         let pipeline = Arc::clone(&self.pipeline);
         // It may load a library, which is no work for the runtime's threads.
-        let asking = tokio::task::spawn_blocking(move || pipeline.backends().available());
-        let backends = asking.await.map_err(|error| {
+        let asking = tokio::task::spawn_blocking(move || SUPPORT.families(pipeline.backends()));
+        let families = asking.await.map_err(|error| {
             Failure::new(Code::Internal, reason::INTERNAL, format!("asking the backends: {error}"))
         })?;
-        let families = FAMILIES.iter().map(|family| ModelFamily {
-            model_type: family.model_type.to_owned(),
-            architecture: family.architecture.to_owned(),
-            backends: backends.iter().map(|&backend| convert::backend_message(backend).into()).collect(),
-            precisions: Precision::ALL.iter().map(|&each| convert::precision_message(each).into()).collect(),
-            caches: CacheKind::ALL.iter().map(|&each| convert::cache_message(each).into()).collect(),
-        });
-        Ok(Response::new(ListModelFamiliesResponse { families: families.collect() }))
+        let families = families.iter().map(convert::support::family).collect();
+        Ok(Response::new(ListModelFamiliesResponse { families }))
     }
 }
 

@@ -22,22 +22,28 @@ const SMOLLM2_MAX_SEQ_LEN_COPIED: u32 = 1280;
 /// Options of a CPU engine.
 #[must_use]
 pub fn compile_options(precision: Precision, cache: CacheKind) -> CompileOptions {
-    let precision = match precision {
+    CompileOptions {
+        precision: Some(precision_message(precision).into()),
+        cache: Some(cache_message(cache).into()),
+        backend: Some(compiler::Backend::Cpu.into()),
+        ..CompileOptions::default()
+    }
+}
+
+pub(crate) fn precision_message(precision: Precision) -> compiler::Precision {
+    match precision {
         Precision::Fp32 => compiler::Precision::Fp32,
         Precision::Fp16 => compiler::Precision::Fp16,
         Precision::Bf16 => compiler::Precision::Bf16,
-    };
-    let cache = match cache {
+    }
+}
+
+pub(crate) fn cache_message(cache: CacheKind) -> compiler::CacheKind {
+    match cache {
         CacheKind::None => compiler::CacheKind::None,
         CacheKind::StaticV1 => compiler::CacheKind::StaticV1,
         CacheKind::StaticV2 => compiler::CacheKind::StaticV2,
         CacheKind::InPlace => compiler::CacheKind::InPlace,
-    };
-    CompileOptions {
-        precision: Some(precision.into()),
-        cache: Some(cache.into()),
-        backend: Some(compiler::Backend::Cpu.into()),
-        ..CompileOptions::default()
     }
 }
 

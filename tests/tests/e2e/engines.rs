@@ -381,4 +381,8 @@ async fn the_model_families_are_listed() {
     assert_eq!(llama.model_type, "llama");
     assert_eq!((llama.precisions.len(), llama.caches.len()), (3, 4));
     assert!(!llama.backends.is_empty());
+    assert!(llama.support.iter().map(|support| support.backend()).eq(llama.backends()));
+    for precision in llama.support.iter().flat_map(|support| &support.precisions) {
+        assert_eq!(precision.caches.len(), 4, "{precision:?}");
+    }
 }

@@ -10,12 +10,13 @@ use roundhouse_proto::compiler::{self, Backend, CompileEngineRequest, CompileOpt
 use roundhouse_store::PulledEngine;
 use roundhouse_tensorrt_host_device::{HostMachine, NetworkBuilder};
 use roundhouse_tensorrt_runtime::TensorRtRuntime;
-use roundhouse_tests::golden::{self, TinyModel};
+use roundhouse_tests::golden::TinyModel;
 use roundhouse_tests::harness::{
     Shared, compile_options, compile_request, engine_files, shared, smollm2_request,
 };
+use roundhouse_tests::support::{Cell, cells};
 
-use crate::tiny_model_logits::{Feed, ROUNDINGS};
+use crate::tiny_model_logits::{Feed, ROUNDINGS, half_precision, rounding};
 
 /// The same engine for TensorRT, its weights beside the plan or in it.
 fn for_tensorrt(request: CompileEngineRequest, weights: WeightPlacement) -> CompileEngineRequest {
@@ -60,22 +61,20 @@ const DECODED: usize = 3;
 #[tokio::test]
 async fn engines_of_every_family_give_transformers_logits_in_every_cache() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_models().unwrap() {
-        for &cache in CacheKind::ALL {
-            let engine = build(&shared, &golden, Precision::Fp32, cache, true).await;
-            let model = interpret(&engine);
-            let context = format!("{} {cache} for TensorRT", golden.name);
-            for case in &golden.cases {
-                let mut feed = Feed::new(&*model, case);
-                let mut compared = 0;
-                let mut step = case.prompt_token_ids.len();
-                for _ in 0..=DECODED {
-                    model.forward(&mut [feed.sequence(step, LogitsRequest::All)]).unwrap();
-                    compared += feed.compare(&context);
-                    step = 1;
-                }
-                assert!(compared > DECODED, "{context}: {compared} positions");
+    for Cell { golden, cache, .. } in cells(&shared, Backend::Tensorrt, &[Precision::Fp32]).await.unwrap() {
+        let engine = build(&shared, &golden, Precision::Fp32, cache, true).await;
+        let model = interpret(&engine);
+        let context = format!("{} {cache} for TensorRT", golden.name);
+        for case in &golden.cases {
+            let mut feed = Feed::new(&*model, case);
+            let mut compared = 0;
+            let mut step = case.prompt_token_ids.len();
+            for _ in 0..=DECODED {
+                model.forward(&mut [feed.sequence(step, LogitsRequest::All)]).unwrap();
+                compared += feed.compare(&context);
+                step = 1;
             }
+            assert!(compared > DECODED, "{context}: {compared} positions");
         }
     }
 }
@@ -84,17 +83,11 @@ async fn engines_of_every_family_give_transformers_logits_in_every_cache() {
 async fn half_precision_engines_of_every_family_give_transformers_tokens_where_margins_allow() {
     let shared = shared().await.unwrap();
     let mut required = 0;
-    for golden in golden::tiny_models().unwrap() {
-        for (precision, rounding) in
-            [(Precision::Fp16, 2.0_f32.powi(-11)), (Precision::Bf16, 2.0_f32.powi(-8))]
-        {
-            for &cache in CacheKind::ALL {
-                let engine = build(&shared, &golden, precision, cache, false).await;
-                let model = interpret(&engine);
-                let context = format!("{} {precision} {cache} for TensorRT", golden.name);
-                required += check_next_tokens(&*model, &golden, rounding, &context);
-            }
-        }
+    for Cell { golden, precision, cache } in half_precision(&shared, Backend::Tensorrt).await {
+        let engine = build(&shared, &golden, precision, cache, false).await;
+        let model = interpret(&engine);
+        let context = format!("{} {precision} {cache} for TensorRT", golden.name);
+        required += check_next_tokens(&*model, &golden, rounding(precision), &context);
     }
     assert!(required > 0, "nothing had to be equal");
 }

@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use roundhouse_backend::{Cache, LogitsRequest, Model, Runtime as _, Sequence};
 use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
 use roundhouse_engine::{CacheKind, Precision};
-use roundhouse_proto::compiler::{CompileEngineRequest, CompileOptions, ListModelFamiliesRequest};
+use roundhouse_proto::compiler::{Backend, CompileEngineRequest, CompileOptions};
 use roundhouse_tests::golden::{self, TinyCase, TinyModel};
 use roundhouse_tests::greedy::GreedyCheck;
 use roundhouse_tests::harness::{
     LoadedEngine, Shared, compile_options, compile_request, engine_files, shared, tokens,
 };
+use roundhouse_tests::support::{Cell, cells, families};
 
 /// Both sides compute in fp32, in another order. Logits reach 45, and the reference's are up to 5e-5 from those that
 /// Transformers computes in float64: twice that.
@@ -125,25 +126,28 @@ fn every_position_is_right(model: &dyn Model, golden: &TinyModel, steps: &[usize
     }
 }
 
+/// The CPU's engines of the table in fp32.
+async fn fp32(shared: &Shared) -> Vec<Cell> {
+    cells(shared, Backend::Cpu, &[Precision::Fp32]).await.unwrap()
+}
+
 #[tokio::test]
 async fn prompts_at_once_and_then_token_by_token_give_transformers_logits_in_every_cache() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_models().unwrap() {
-        for &cache in CacheKind::ALL {
-            let model = load(&shared, &golden, cache, true).await;
-            let context = format!("{} {cache}", golden.name);
-            for case in &golden.cases {
-                let mut feed = Feed::new(&*model, case);
-                let mut compared = 0;
-                let mut step = case.prompt_token_ids.len();
-                while feed.left() > 0 {
-                    model.forward(&mut [feed.sequence(step, LogitsRequest::All)]).unwrap();
-                    compared += feed.compare(&context);
-                    step = 1;
-                }
-                let of_prompt = case.prompt_logits.as_ref().map_or(1, |logits| logits.rows().len());
-                assert_eq!(compared, of_prompt + case.output_token_ids.len() - 1, "{context}");
+    for Cell { golden, cache, .. } in fp32(&shared).await {
+        let model = load(&shared, &golden, cache, true).await;
+        let context = format!("{} {cache}", golden.name);
+        for case in &golden.cases {
+            let mut feed = Feed::new(&*model, case);
+            let mut compared = 0;
+            let mut step = case.prompt_token_ids.len();
+            while feed.left() > 0 {
+                model.forward(&mut [feed.sequence(step, LogitsRequest::All)]).unwrap();
+                compared += feed.compare(&context);
+                step = 1;
             }
+            let of_prompt = case.prompt_logits.as_ref().map_or(1, |logits| logits.rows().len());
+            assert_eq!(compared, of_prompt + case.output_token_ids.len() - 1, "{context}");
         }
     }
 }
@@ -151,13 +155,11 @@ async fn prompts_at_once_and_then_token_by_token_give_transformers_logits_in_eve
 #[tokio::test]
 async fn steps_of_odd_sizes_give_transformers_logits_in_every_cache() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_models().unwrap() {
-        for &cache in CacheKind::ALL {
-            let model = load(&shared, &golden, cache, true).await;
-            for steps in [&[3][..], &[1, 31, 2, 17, 5], &[64, 1], &[127]] {
-                let context = format!("{} {cache} in steps of {steps:?}", golden.name);
-                every_position_is_right(&*model, &golden, steps, &context);
-            }
+    for Cell { golden, cache, .. } in fp32(&shared).await {
+        let model = load(&shared, &golden, cache, true).await;
+        for steps in [&[3][..], &[1, 31, 2, 17, 5], &[64, 1], &[127]] {
+            let context = format!("{} {cache} in steps of {steps:?}", golden.name);
+            every_position_is_right(&*model, &golden, steps, &context);
         }
     }
 }
@@ -165,50 +167,46 @@ async fn steps_of_odd_sizes_give_transformers_logits_in_every_cache() {
 #[tokio::test]
 async fn ragged_batches_give_transformers_logits() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_models().unwrap() {
-        for &cache in CacheKind::ALL {
-            let model = load(&shared, &golden, cache, true).await;
-            let context = format!("{} {cache} in one batch", golden.name);
-            // Some sequences still read their prompts while others decode, and they end one after the other.
-            let sizes = [1, 2, 7, 13];
-            let mut feeds: Vec<_> = golden.cases.iter().map(|case| Feed::new(&*model, case)).collect();
-            let mut compared = 0;
-            while feeds.iter().any(|feed| feed.left() > 0) {
-                let mut batch: Vec<_> = feeds
-                    .iter_mut()
-                    .zip(sizes)
-                    .filter(|(feed, _)| feed.left() > 0)
-                    .map(|(feed, size)| feed.sequence(size, LogitsRequest::All))
-                    .collect();
-                model.forward(&mut batch).unwrap();
-                for feed in &mut feeds {
-                    compared += feed.compare(&context);
-                    feed.logits.clear();
-                }
+    for Cell { golden, cache, .. } in fp32(&shared).await {
+        let model = load(&shared, &golden, cache, true).await;
+        let context = format!("{} {cache} in one batch", golden.name);
+        // Some sequences still read their prompts while others decode, and they end one after the other.
+        let sizes = [1, 2, 7, 13];
+        let mut feeds: Vec<_> = golden.cases.iter().map(|case| Feed::new(&*model, case)).collect();
+        let mut compared = 0;
+        while feeds.iter().any(|feed| feed.left() > 0) {
+            let mut batch: Vec<_> = feeds
+                .iter_mut()
+                .zip(sizes)
+                .filter(|(feed, _)| feed.left() > 0)
+                .map(|(feed, size)| feed.sequence(size, LogitsRequest::All))
+                .collect();
+            model.forward(&mut batch).unwrap();
+            for feed in &mut feeds {
+                compared += feed.compare(&context);
+                feed.logits.clear();
             }
-            let positions = feeds.iter().map(|feed| {
-                (0..feed.tokens.len()).filter(|&position| feed.expected(position).is_some()).count()
-            });
-            assert_eq!(compared, positions.sum::<usize>(), "{context}");
         }
+        let positions = feeds
+            .iter()
+            .map(|feed| (0..feed.tokens.len()).filter(|&position| feed.expected(position).is_some()).count());
+        assert_eq!(compared, positions.sum::<usize>(), "{context}");
     }
 }
 
 #[tokio::test]
 async fn engines_of_last_token_logits_give_transformers_logits() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_models().unwrap() {
-        for &cache in CacheKind::ALL {
-            let model = load(&shared, &golden, cache, false).await;
-            let context = format!("{} {cache}", golden.name);
-            for case in &golden.cases {
-                let mut feed = Feed::new(&*model, case);
-                let mut step = case.prompt_token_ids.len();
-                while feed.left() > 0 {
-                    model.forward(&mut [feed.sequence(step, LogitsRequest::Last)]).unwrap();
-                    assert_eq!(feed.compare(&context), 1, "{context}");
-                    step = 1;
-                }
+    for Cell { golden, cache, .. } in fp32(&shared).await {
+        let model = load(&shared, &golden, cache, false).await;
+        let context = format!("{} {cache}", golden.name);
+        for case in &golden.cases {
+            let mut feed = Feed::new(&*model, case);
+            let mut step = case.prompt_token_ids.len();
+            while feed.left() > 0 {
+                model.forward(&mut [feed.sequence(step, LogitsRequest::Last)]).unwrap();
+                assert_eq!(feed.compare(&context), 1, "{context}");
+                step = 1;
             }
         }
     }
@@ -228,6 +226,20 @@ async fn gguf_files_of_the_same_weights_give_transformers_logits() {
     assert!(compared > 0);
 }
 
+/// The engines of the table in half precisions.
+pub(crate) async fn half_precision(shared: &Shared, backend: Backend) -> Vec<Cell> {
+    cells(shared, backend, &[Precision::Fp16, Precision::Bf16]).await.unwrap()
+}
+
+/// The largest relative error of rounding to a precision.
+pub(crate) fn rounding(precision: Precision) -> f32 {
+    match precision {
+        Precision::Fp32 => 2.0_f32.powi(-24),
+        Precision::Fp16 => 2.0_f32.powi(-11),
+        Precision::Bf16 => 2.0_f32.powi(-8),
+    }
+}
+
 /// Weights, keys and values are rounded to half precision once each; the errors of two layers and the head add up to
 /// less than this many roundings of the largest logit.
 pub(crate) const ROUNDINGS: f32 = 16.0;
@@ -235,21 +247,15 @@ pub(crate) const ROUNDINGS: f32 = 16.0;
 #[tokio::test]
 async fn half_precisions_give_transformers_tokens_where_margins_allow() {
     let shared = shared().await.unwrap();
-    for golden in golden::tiny_models().unwrap() {
-        for (precision, rounding) in
-            [(Precision::Fp16, 2.0_f32.powi(-11)), (Precision::Bf16, 2.0_f32.powi(-8))]
-        {
-            for &cache in CacheKind::ALL {
-                let key = shared.compiler.key(request(&golden, precision, cache, false)).await.unwrap();
-                let engine = shared.executor.engine(&key).await.unwrap();
-                let mut required = 0;
-                for case in &golden.cases {
-                    required +=
-                        check_tokens(&engine, case, rounding, &format!("{} {key}", golden.name)).await;
-                }
-                assert!(required > 0, "{} {precision} {cache}: nothing had to be equal", golden.name);
-            }
+    for Cell { golden, precision, cache } in half_precision(&shared, Backend::Cpu).await {
+        let key = shared.compiler.key(request(&golden, precision, cache, false)).await.unwrap();
+        let engine = shared.executor.engine(&key).await.unwrap();
+        let mut required = 0;
+        for case in &golden.cases {
+            let context = format!("{} {key}", golden.name);
+            required += check_tokens(&engine, case, rounding(precision), &context).await;
         }
+        assert!(required > 0, "{} {precision} {cache}: nothing had to be equal", golden.name);
     }
 }
 
@@ -270,16 +276,15 @@ async fn check_tokens(engine: &LoadedEngine, case: &TinyCase, rounding: f32, con
 }
 
 #[tokio::test]
-async fn every_family_that_is_listed_is_compared() {
+async fn every_tiny_checkpoint_is_of_a_family_that_is_listed() {
     let shared = shared().await.unwrap();
-    let families =
-        shared.compiler.client.clone().list_model_families(ListModelFamiliesRequest {}).await.unwrap();
-    let listed: BTreeSet<String> =
-        families.into_inner().families.into_iter().map(|family| family.architecture).collect();
-    let architecture = |golden: &TinyModel| {
-        let config = std::fs::read(golden.checkpoint.join("config.json")).unwrap();
-        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-        config["architectures"][0].as_str().unwrap().to_owned()
-    };
-    assert_eq!(golden::tiny_models().unwrap().iter().map(architecture).collect::<BTreeSet<_>>(), listed);
+    let listed = families(&shared).await.unwrap().into_iter().map(|family| family.architecture);
+    let listed: BTreeSet<String> = listed.collect();
+    let goldens = golden::tiny_models().unwrap();
+    let found: BTreeSet<String> = goldens.iter().map(|golden| golden.architecture().unwrap()).collect();
+    // The other way round, a family without a checkpoint has no cells, which is an error.
+    assert!(found.is_subset(&listed), "{found:?} of {listed:?}");
+    for precisions in [&[Precision::Fp32][..], &[Precision::Fp16, Precision::Bf16]] {
+        cells(&shared, Backend::Cpu, precisions).await.unwrap();
+    }
 }

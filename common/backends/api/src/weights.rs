@@ -95,6 +95,39 @@ pub trait WeightSource: Send + Sync {
     /// [`WeightError::NotFound`], or [`WeightError::Corrupt`] when the rows cannot be decoded.
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError>;
 
+    /// Decodes the elements of a tensor from element `first` on, row-major, into `out`. By itself it decodes whole rows
+    /// of the first axis for it: a source of large tensors with more than two axes has something better.
+    ///
+    /// # Errors
+    /// As [`read_rows`](Self::read_rows), or when there are no such elements.
+    fn read_elements(&self, name: &str, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
+        let shape = self.shape(name)?;
+        let corrupt = |what| WeightError::Corrupt { name: name.to_owned(), what };
+        let row = shape.iter().skip(1).try_fold(1_u64, |product, &dim| product.checked_mul(dim));
+        let Some(row) = row else { return Err(corrupt(format!("shape {shape:?} is too large"))) };
+        let (mut first, mut rest) = (first, out);
+        let mut partial = Vec::new();
+        while !rest.is_empty() {
+            let length = rest.len() as u64;
+            let Some(at) = first.checked_div(row) else {
+                return Err(corrupt(format!("shape {shape:?} has no elements")));
+            };
+            let skip = first % row;
+            let count =
+                if skip == 0 && length >= row { length - length % row } else { length.min(row - skip) };
+            let (now, later) = rest.split_at_mut(index(count));
+            if skip == 0 && count.is_multiple_of(row) {
+                self.read_rows(name, at..at + count / row, now)?;
+            } else {
+                partial.resize(index(row), 0.0);
+                self.read_rows(name, at..at + 1, &mut partial)?;
+                now.copy_from_slice(&partial[index(skip)..index(skip + count)]);
+            }
+            (first, rest) = (first + count, later);
+        }
+        Ok(())
+    }
+
     /// How the checkpoint has a tensor quantised, if it does so in a way that a graph can use as it is. May read all of
     /// its scales.
     fn quantized(&self, _name: &str) -> Option<QuantizedTensor> {
@@ -112,6 +145,15 @@ pub trait WeightSource: Send + Sync {
 pub fn expr_shape(source: &dyn WeightSource, expr: &WeightExpr) -> Result<Vec<u64>, WeightError> {
     match expr {
         WeightExpr::Tensor { name } => source.shape(name),
+        WeightExpr::Matrix { name } => {
+            let shape = source.shape(name)?;
+            let Some((columns, axes)) = shape.split_last().filter(|(_, axes)| !axes.is_empty()) else {
+                return Err(misfit(expr, format!("shape {shape:?} cannot be read as a matrix")));
+            };
+            let rows = axes.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim));
+            let rows = rows.ok_or_else(|| misfit(expr, format!("shape {shape:?} is too large")))?;
+            Ok(vec![rows, *columns])
+        }
         WeightExpr::Transpose { of } => {
             let shape = expr_shape(source, of)?;
             let [rows, columns] = shape[..] else {
@@ -171,6 +213,16 @@ pub fn evaluate_rows(
     let count = rows.end.checked_sub(rows.start).ok_or_else(|| wrong_length(out.len()))?;
     match expr {
         WeightExpr::Tensor { name } => source.read_rows(name, rows, out),
+        WeightExpr::Matrix { name } => {
+            let [available, columns] = expr_shape(source, expr)?[..] else {
+                return Err(wrong_length(out.len()));
+            };
+            let first = rows.start.checked_mul(columns);
+            match first.filter(|_| count.checked_mul(columns) == Some(out.len() as u64)) {
+                Some(first) if rows.end <= available => source.read_elements(name, first, out),
+                _ => Err(wrong_length(out.len())),
+            }
+        }
         WeightExpr::Rows { of, start, end } => {
             let last = start.checked_add(rows.end).filter(|last| last <= end);
             let last =
@@ -269,12 +321,13 @@ mod tests {
     struct Tensors(BTreeMap<&'static str, (Vec<u64>, Vec<f32>)>);
 
     impl Tensors {
-        /// `a` is `[[0, 1, 2], [3, 4, 5]]`, `b` is `[[10, 11, 12]]`, `v` is `[7, 8, 9]`.
+        /// `a` is `[[0, 1, 2], [3, 4, 5]]`, `b` is `[[10, 11, 12]]`, `v` is `[7, 8, 9]`, `e` counts up in three matrices.
         fn new() -> Self {
             Self(BTreeMap::from([
                 ("a", (vec![2, 3], (0..6_u8).map(f32::from).collect())),
                 ("b", (vec![1, 3], vec![10.0, 11.0, 12.0])),
                 ("v", (vec![3], vec![7.0, 8.0, 9.0])),
+                ("e", (vec![3, 2, 2], (0..12_u8).map(f32::from).collect())),
             ]))
         }
     }
@@ -319,6 +372,21 @@ mod tests {
     }
 
     #[test]
+    fn any_rows_of_a_tensor_of_matrices_can_be_evaluated() {
+        let expr = WeightExpr::Matrix { name: "e".to_owned() };
+        assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [6, 2]);
+        for start in 0..6_u8 {
+            for end in start..=6 {
+                let found = evaluate(&expr, u64::from(start)..u64::from(end)).unwrap();
+                let expected: Vec<f32> = (2 * start..2 * end).map(f32::from).collect();
+                assert_eq!(found, expected, "{start}..{end}");
+            }
+        }
+        let matrix = WeightExpr::Matrix { name: "a".to_owned() };
+        assert_eq!(evaluate(&matrix, 1..2).unwrap(), [3.0, 4.0, 5.0]);
+    }
+
+    #[test]
     fn any_rows_of_a_transpose_can_be_evaluated() {
         let expr = WeightExpr::Transpose { of: tensor("a") };
         assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [3, 2]);
@@ -352,6 +420,7 @@ mod tests {
     fn recipes_that_do_not_fit_are_errors_that_name_the_tensor() {
         let cases = [
             (WeightExpr::Transpose { of: tensor("v") }, "\"v\""),
+            (WeightExpr::Matrix { name: "v".to_owned() }, "\"v\""),
             (WeightExpr::Rows { of: tensor("a"), start: 1, end: 3 }, "\"a\""),
             (WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("v")] }, "\"v\""),
             (WeightExpr::Concat { parts: Vec::new() }, "literal"),
@@ -388,7 +457,9 @@ mod tests {
         let concat = WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("b")] };
         let rows = WeightExpr::Rows { of: tensor("a"), start: 0, end: 1 };
         let literal = WeightExpr::Literal { values: vec![1.0] };
+        let matrix = WeightExpr::Matrix { name: "e".to_owned() };
         for (expr, range, length) in [
+            (matrix, 5..7, 4),
             (transpose, 2..4, 4),
             (concat, 2..4, 6),
             (rows, 0..2, 6),

@@ -28,6 +28,7 @@ fn graph() -> Graph {
     let parts = vec![
         WeightExpr::Transpose { of: tensor("a") },
         WeightExpr::Rows { of: tensor("b"), start: 2, end: 6 },
+        WeightExpr::Matrix { name: "c".to_owned() },
     ];
     let weight = graph.add_weight("w", DType::F16, &[8, 8], WeightExpr::Concat { parts });
     let bias = graph.add_weight("b", DType::F16, &[8], WeightExpr::Literal { values: vec![0.1; 8] });

@@ -143,6 +143,7 @@ fn attention(attributes: &AttentionAttributes) -> Vec<String> {
 fn recipe(expr: &WeightExpr) -> String {
     match expr {
         WeightExpr::Tensor { name } => format!("tensor({name:?})"),
+        WeightExpr::Matrix { name } => format!("matrix({name:?})"),
         WeightExpr::Transpose { of } => format!("transpose({})", recipe(of)),
         WeightExpr::Rows { of, start, end } => format!("rows({}, {start}..{end})", recipe(of)),
         WeightExpr::Concat { parts } => {

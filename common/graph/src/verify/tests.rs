@@ -267,6 +267,7 @@ fn weights_are_static_floats_with_whole_recipes() {
     broken(weight(|weight| weight.shape = vec![Dim::constant(1 << 40); 2]), &["too many elements"]);
     broken(weight(|weight| weight.dtype = DType::I64), &["\"weight\" is i64"]);
     broken(recipe(WeightExpr::tensor("")), &["without a name"]);
+    broken(recipe(WeightExpr::Matrix { name: String::new() }), &["without a name"]);
     broken(recipe(WeightExpr::Concat { parts: vec![] }), &["joins nothing"]);
     let of = || Box::new(WeightExpr::tensor("w"));
     broken(recipe(WeightExpr::Rows { of: of(), start: 3, end: 3 }), &["rows 3..3"]);

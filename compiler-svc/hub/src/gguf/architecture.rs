@@ -13,21 +13,45 @@ use super::tensor_names::{self, TensorName, TensorNames};
 struct Known {
     /// `general.architecture`.
     name: &'static str,
+    /// Whether its layers are mixtures of experts.
+    experts: bool,
     /// Its tensors.
     tensors: TensorNames,
     /// Builds the `config.json` that the metadata describes.
     config: fn(&ConfigReader<'_>) -> Result<Value, HubError>,
 }
 
-const KNOWN: [Known; 7] = [
-    Known { name: "gemma3", tensors: tensor_names::GEMMA3, config: config::gemma3 },
-    Known { name: "gpt2", tensors: tensor_names::GPT2, config: config::gpt2 },
-    Known { name: "llama", tensors: tensor_names::LLAMA, config: config::llama },
-    Known { name: "phi3", tensors: tensor_names::PHI3, config: config::phi3 },
-    Known { name: "qwen2", tensors: tensor_names::QWEN2, config: config::qwen2 },
-    Known { name: "qwen3", tensors: tensor_names::QWEN3, config: config::qwen3 },
+/// One with dense layers.
+const fn dense(
+    name: &'static str,
+    tensors: TensorNames,
+    config: fn(&ConfigReader<'_>) -> Result<Value, HubError>,
+) -> Known {
+    Known { name, experts: false, tensors, config }
+}
+
+/// One with mixtures of experts.
+const fn sparse(
+    name: &'static str,
+    tensors: TensorNames,
+    config: fn(&ConfigReader<'_>) -> Result<Value, HubError>,
+) -> Known {
+    Known { name, experts: true, tensors, config }
+}
+
+const KNOWN: [Known; 10] = [
+    dense("gemma3", tensor_names::GEMMA3, config::gemma3),
+    dense("gpt2", tensor_names::GPT2, config::gpt2),
+    dense("llama", tensor_names::LLAMA, config::llama),
+    // Mixtral is converted to Llama's architecture.
+    sparse("llama", tensor_names::MIXTRAL, config::mixtral),
+    dense("phi3", tensor_names::PHI3, config::phi3),
+    dense("qwen2", tensor_names::QWEN2, config::qwen2),
+    sparse("qwen2moe", tensor_names::QWEN2_MOE, config::qwen2_moe),
+    dense("qwen3", tensor_names::QWEN3, config::qwen3),
+    sparse("qwen3moe", tensor_names::QWEN3_MOE, config::qwen3_moe),
     // Converted as Llama's, interleaved rows included.
-    Known { name: "smollm3", tensors: tensor_names::LLAMA, config: config::smollm3 },
+    dense("smollm3", tensor_names::LLAMA, config::smollm3),
 ];
 
 /// A file's architecture.
@@ -35,6 +59,8 @@ pub(crate) struct Architecture {
     known: &'static Known,
     heads: u64,
     key_value_heads: u64,
+    /// 0 where layers are dense.
+    experts: u64,
 }
 
 impl Architecture {
@@ -45,14 +71,19 @@ impl Architecture {
     pub(crate) fn of(container: &Container) -> Result<Self, HubError> {
         let metadata = &container.metadata;
         let name = metadata.required("general.architecture", metadata.string("general.architecture")?)?;
-        let Some(known) = KNOWN.iter().find(|known| known.name == name) else {
+        if KNOWN.iter().all(|known| known.name != name) {
             return Err(unsupported(metadata, format!("architecture {name:?}"), &names().join(", ")));
-        };
-        for (key, unsupported_from) in [("split.count", 2), (&format!("{name}.expert_count") as &str, 1)] {
-            if let Some(value) = metadata.u64(key)?.filter(|&value| value >= unsupported_from) {
-                return Err(unsupported(metadata, format!("{key:?} = {value}"), "one file, dense layers"));
-            }
         }
+        if let Some(value) = metadata.u64("split.count")?.filter(|&value| value > 1) {
+            return Err(unsupported(metadata, format!("\"split.count\" = {value}"), "one file"));
+        }
+        let key = format!("{name}.expert_count");
+        let experts = metadata.u64(&key)?.unwrap_or(0);
+        let known = KNOWN.iter().find(|known| known.name == name && known.experts == (experts > 0));
+        let Some(known) = known else {
+            let supported = if experts > 0 { "dense layers" } else { "one expert or more" };
+            return Err(unsupported(metadata, format!("{key:?} = {experts}"), supported));
+        };
         let count = |key: &str, otherwise: Option<u64>| -> Result<u64, HubError> {
             let key = format!("{name}.{key}");
             let count = metadata.required(&key, metadata.u64(&key)?.or(otherwise))?;
@@ -64,11 +95,17 @@ impl Architecture {
             }
         };
         let heads = count("attention.head_count", None)?;
-        Ok(Self { known, heads, key_value_heads: count("attention.head_count_kv", Some(heads))? })
+        let key_value_heads = count("attention.head_count_kv", Some(heads))?;
+        Ok(Self { known, heads, key_value_heads, experts })
     }
 
     pub(crate) fn name(&self) -> &'static str {
         self.known.name
+    }
+
+    /// Experts of a layer; 0 where layers are dense.
+    pub(crate) fn experts(&self) -> u64 {
+        self.experts
     }
 
     /// What a tensor of the file is. `None` when this architecture has no such tensor.
@@ -95,5 +132,7 @@ pub(crate) fn unsupported(metadata: &Metadata, found: String, supported: &str) -
 }
 
 fn names() -> Vec<&'static str> {
-    KNOWN.iter().map(|known| known.name).collect()
+    let mut names: Vec<_> = KNOWN.iter().map(|known| known.name).collect();
+    names.dedup();
+    names
 }

@@ -16,6 +16,9 @@ const GEMMA3_SLIDING_WINDOW_PATTERN: u64 = 6;
 const GEMMA3_LOCAL_THETA: f64 = 10_000.0;
 /// The layers of Gemma 3 27B, the only one whose `query_pre_attn_scalar` is not the size of a head.
 const GEMMA3_27B_LAYERS: u64 = 62;
+/// llama.cpp's own values for what files of Qwen's mixtures of experts do not say.
+const QWEN2_MOE_NORM_TOPK_PROB: bool = false;
+const QWEN3_MOE_NORM_TOPK_PROB: bool = true;
 /// llama.cpp's own value for what files of SmolLM3 do not say.
 const SMOLLM3_NO_ROPE_LAYER_INTERVAL: u64 = 4;
 
@@ -158,6 +161,14 @@ impl<'a> ConfigReader<'a> {
         Ok(config)
     }
 
+    fn qwen_experts(&self) -> Result<Value, HubError> {
+        Ok(json!({
+            "num_experts": self.number("expert_count")?,
+            "num_experts_per_tok": self.number("expert_used_count")?,
+            "moe_intermediate_size": self.number("expert_feed_forward_length")?,
+        }))
+    }
+
     fn biases(&self) -> Value {
         json!({
             "attention_bias": self.has("blk.0.attn_q.bias"),
@@ -184,6 +195,36 @@ pub(super) fn qwen2(reader: &ConfigReader<'_>) -> Result<Value, HubError> {
 pub(super) fn qwen3(reader: &ConfigReader<'_>) -> Result<Value, HubError> {
     let config = reader.silu_rotated("Qwen3ForCausalLM", "qwen3")?;
     Ok(with(config, json!({"attention_bias": reader.has("blk.0.attn_q.bias")})))
+}
+
+/// A Llama with experts.
+pub(super) fn mixtral(reader: &ConfigReader<'_>) -> Result<Value, HubError> {
+    let fields = json!({
+        "num_local_experts": reader.number("expert_count")?,
+        "num_experts_per_tok": reader.number("expert_used_count")?,
+        "sliding_window": reader.optional_u64("attention.sliding_window")?.filter(|&window| window > 0),
+    });
+    Ok(with(reader.silu_rotated("MixtralForCausalLM", "mixtral")?, fields))
+}
+
+pub(super) fn qwen2_moe(reader: &ConfigReader<'_>) -> Result<Value, HubError> {
+    let config = with(reader.silu_rotated("Qwen2MoeForCausalLM", "qwen2_moe")?, reader.qwen_experts()?);
+    let shared = reader.number("expert_shared_feed_forward_length")?;
+    let biases = reader.has("blk.0.attn_q.bias");
+    Ok(with(
+        config,
+        json!({
+            "norm_topk_prob": QWEN2_MOE_NORM_TOPK_PROB,
+            "shared_expert_intermediate_size": shared,
+            "qkv_bias": biases,
+        }),
+    ))
+}
+
+pub(super) fn qwen3_moe(reader: &ConfigReader<'_>) -> Result<Value, HubError> {
+    let config = with(reader.silu_rotated("Qwen3MoeForCausalLM", "qwen3_moe")?, reader.qwen_experts()?);
+    let biases = reader.has("blk.0.attn_q.bias");
+    Ok(with(config, json!({"norm_topk_prob": QWEN3_MOE_NORM_TOPK_PROB, "attention_bias": biases})))
 }
 
 pub(super) fn smollm3(reader: &ConfigReader<'_>) -> Result<Value, HubError> {

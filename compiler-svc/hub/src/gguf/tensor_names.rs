@@ -13,6 +13,8 @@ pub(crate) enum Layout {
     Transposed,
     /// The factor of a norm is stored, which is `1 + weight`.
     OnePlusWeight,
+    /// A vector is stored, or a matrix already, where the weight is a matrix of one row.
+    OneRow,
 }
 
 /// What a tensor of the file is.
@@ -24,6 +26,13 @@ pub(crate) enum TensorName {
         name: String,
         /// How it is stored.
         layout: Layout,
+    },
+    /// The weights of all experts of a layer, one after the other: `{prefix}.N{suffix}`, as they are.
+    Experts {
+        /// What their Hugging Face names begin with.
+        prefix: String,
+        /// How they end.
+        suffix: String,
     },
     /// Not a weight: what it says is in the config.
     Ignored,
@@ -38,9 +47,27 @@ pub(super) struct TensorNames {
     pub(super) layers: &'static str,
     /// In a layer, after `blk.N.` in the file.
     pub(super) layer: &'static [(&'static str, &'static str)],
+    /// Of all experts of a layer.
+    pub(super) experts: Experts,
     /// How the file stores some of them.
     pub(super) stored: Stored,
 }
+
+/// The experts of a layer.
+pub(super) struct Experts {
+    /// The module that has them by number.
+    module: &'static str,
+    /// Pairs of a stem in the file and the name of the module in an expert.
+    parts: &'static [(&'static str, &'static str)],
+}
+
+const NO_EXPERTS: Experts = Experts { module: "", parts: &[] };
+
+/// The experts of Qwen's models.
+const QWEN_EXPERTS: Experts = Experts {
+    module: "mlp.experts",
+    parts: &[("ffn_gate_exps", "gate_proj"), ("ffn_up_exps", "up_proj"), ("ffn_down_exps", "down_proj")],
+};
 
 /// How an architecture's files store what they do not store as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,6 +84,8 @@ pub(super) enum Stored {
 
 const QUERY: &str = "attn_q";
 const KEY: &str = "attn_k";
+/// The gate of the expert that all tokens share: older files have it as a vector.
+const SHARED_EXPERT_GATE: &str = "ffn_gate_inp_shexp";
 
 const OUTSIDE: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
@@ -74,8 +103,30 @@ const LLAMA_LAYER: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
-pub(super) const LLAMA: TensorNames =
-    TensorNames { outside: OUTSIDE, layers: "model.layers", layer: LLAMA_LAYER, stored: Stored::Interleaved };
+pub(super) const LLAMA: TensorNames = TensorNames {
+    outside: OUTSIDE,
+    layers: "model.layers",
+    layer: LLAMA_LAYER,
+    experts: NO_EXPERTS,
+    stored: Stored::Interleaved,
+};
+
+pub(super) const MIXTRAL: TensorNames = TensorNames {
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        (QUERY, "self_attn.q_proj"),
+        (KEY, "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate_inp", "block_sparse_moe.gate"),
+    ],
+    experts: Experts {
+        module: "block_sparse_moe.experts",
+        parts: &[("ffn_gate_exps", "w1"), ("ffn_up_exps", "w3"), ("ffn_down_exps", "w2")],
+    },
+    ..LLAMA
+};
 
 pub(super) const QWEN2: TensorNames = TensorNames { stored: Stored::Same, ..LLAMA };
 
@@ -93,6 +144,40 @@ pub(super) const QWEN3: TensorNames = TensorNames {
         ("ffn_up", "mlp.up_proj"),
         ("ffn_down", "mlp.down_proj"),
     ],
+    ..QWEN2
+};
+
+pub(super) const QWEN2_MOE: TensorNames = TensorNames {
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        (QUERY, "self_attn.q_proj"),
+        (KEY, "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate_inp", "mlp.gate"),
+        (SHARED_EXPERT_GATE, "mlp.shared_expert_gate"),
+        ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+        ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+        ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+    ],
+    experts: QWEN_EXPERTS,
+    ..QWEN2
+};
+
+pub(super) const QWEN3_MOE: TensorNames = TensorNames {
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        (QUERY, "self_attn.q_proj"),
+        (KEY, "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate_inp", "mlp.gate"),
+    ],
+    experts: QWEN_EXPERTS,
     ..QWEN2
 };
 
@@ -144,6 +229,7 @@ pub(super) const GPT2: TensorNames = TensorNames {
         ("ffn_up", "mlp.c_fc"),
         ("ffn_down", "mlp.c_proj"),
     ],
+    experts: NO_EXPERTS,
     stored: Stored::TransposedLayers,
 };
 
@@ -167,8 +253,13 @@ impl TensorNames {
             return Some(TensorName::Weight { name, layout });
         };
         let layer: u32 = layer.parse().ok().filter(|number: &u32| number.to_string() == layer)?;
+        if let Some(part) = find(self.experts.parts, stem) {
+            let prefix = format!("{}.{layer}.{}", self.layers, self.experts.module);
+            return Some(TensorName::Experts { prefix, suffix: format!(".{part}.{kind}") });
+        }
         let module = find(self.layer, stem)?;
         let layout = match self.stored {
+            _ if stem == SHARED_EXPERT_GATE => Layout::OneRow,
             Stored::Interleaved if stem == QUERY => Layout::InterleavedHeads(heads),
             Stored::Interleaved if stem == KEY => Layout::InterleavedHeads(key_value_heads),
             Stored::OnePlusNorms if is_norm(stem) => Layout::OnePlusWeight,
@@ -235,6 +326,48 @@ mod tests {
             weight("model.layers.0.mlp.gate_up_proj.weight", Layout::Same)
         );
         assert_eq!(phi3("rope_factors_long.weight"), Some(TensorName::Ignored));
+    }
+
+    #[test]
+    fn experts_are_many_weights_of_one_tensor() {
+        let experts = |prefix: &str, suffix: &str| {
+            Some(TensorName::Experts { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
+        };
+        let mixtral = |name: &str| MIXTRAL.hugging_face(name, 4, 2);
+        let module = "model.layers.7.block_sparse_moe";
+        for (part, name) in [("gate", ".w1.weight"), ("down", ".w2.weight"), ("up", ".w3.weight")] {
+            let found = mixtral(&format!("blk.7.ffn_{part}_exps.weight"));
+            assert_eq!(found, experts(&format!("{module}.experts"), name));
+        }
+        assert_eq!(
+            mixtral("blk.7.ffn_gate_inp.weight"),
+            weight(&format!("{module}.gate.weight"), Layout::Same)
+        );
+        assert_eq!(
+            mixtral("blk.7.attn_k.weight"),
+            weight("model.layers.7.self_attn.k_proj.weight", Layout::InterleavedHeads(2))
+        );
+        assert_eq!(mixtral("blk.7.ffn_gate.weight"), None);
+        for names in [QWEN2_MOE, QWEN3_MOE] {
+            assert_eq!(
+                names.hugging_face("blk.0.ffn_up_exps.weight", 4, 2),
+                experts("model.layers.0.mlp.experts", ".up_proj.weight")
+            );
+            assert_eq!(
+                names.hugging_face("blk.0.ffn_gate_inp.weight", 4, 2),
+                weight("model.layers.0.mlp.gate.weight", Layout::Same)
+            );
+        }
+        let shared = |name| QWEN2_MOE.hugging_face(name, 4, 2);
+        assert_eq!(
+            shared("blk.0.ffn_gate_inp_shexp.weight"),
+            weight("model.layers.0.mlp.shared_expert_gate.weight", Layout::OneRow)
+        );
+        assert_eq!(
+            shared("blk.0.ffn_down_shexp.weight"),
+            weight("model.layers.0.mlp.shared_expert.down_proj.weight", Layout::Same)
+        );
+        assert_eq!(QWEN3_MOE.hugging_face("blk.0.ffn_down_shexp.weight", 4, 2), None);
     }
 
     #[test]

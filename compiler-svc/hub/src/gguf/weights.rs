@@ -75,6 +75,14 @@ impl GgufWeights {
                         .map_err(|what| HubError::corrupt(container.file.path(), what))?;
                     tensors.insert(name, Tensor { info, shape, layout });
                 }
+                Some(TensorName::Experts { prefix, suffix }) => {
+                    let parts = of_experts(&name, &info, architecture.experts())
+                        .map_err(|what| HubError::corrupt(container.file.path(), what))?;
+                    tensors.extend(parts.enumerate().map(|(expert, info)| {
+                        let tensor = Tensor { shape: info.shape.clone(), info, layout: Layout::Same };
+                        (format!("{prefix}.{expert}{suffix}"), tensor)
+                    }));
+                }
                 Some(TensorName::Ignored) => {}
                 None => {
                     return Err(HubError::Unsupported {
@@ -162,6 +170,26 @@ impl GgufWeights {
     }
 }
 
+/// The matrices of a tensor `[experts, rows, columns]`, or what is wrong with it.
+fn of_experts(
+    name: &str,
+    info: &TensorInfo,
+    experts: u64,
+) -> Result<impl Iterator<Item = TensorInfo> + use<>, String> {
+    let shape = &info.shape;
+    let [count, rows, columns] = shape[..] else {
+        return Err(format!("tensor {name:?} of shape {shape:?} is no matrix an expert"));
+    };
+    if count != experts {
+        return Err(format!("tensor {name:?} of shape {shape:?} is not of {experts} experts"));
+    }
+    // Rows are whole blocks, and so are matrices.
+    let (kind, offset, bytes) = (info.kind, info.offset, info.bytes / count.max(1));
+    let part =
+        move |expert| TensorInfo { shape: vec![rows, columns], kind, offset: offset + expert * bytes, bytes };
+    Ok((0..count).map(part))
+}
+
 /// The shape of a weight that is stored so, or what is wrong with it.
 fn weight_shape(name: &str, info: &TensorInfo, layout: Layout) -> Result<Vec<u64>, String> {
     let shape = &info.shape;
@@ -174,6 +202,10 @@ fn weight_shape(name: &str, info: &TensorInfo, layout: Layout) -> Result<Vec<u64
         Layout::Transposed => match shape[..] {
             [columns, rows] => Ok(vec![rows, columns]),
             _ => Err(format!("tensor {name:?} of shape {shape:?} is no matrix")),
+        },
+        Layout::OneRow => match shape[..] {
+            [columns] | [1, columns] => Ok(vec![1, columns]),
+            _ => Err(format!("tensor {name:?} of shape {shape:?} is no row")),
         },
         _ => Ok(shape.clone()),
     }
@@ -200,7 +232,7 @@ impl WeightSource for GgufWeights {
         let Tensor { info, shape, layout } = tensor;
         let (first, count) = row_elements(name, shape, &rows, out.len())?;
         match layout {
-            Layout::Same => self.decode(name, info, first, out),
+            Layout::Same | Layout::OneRow => self.decode(name, info, first, out),
             Layout::OnePlusWeight => {
                 self.decode(name, info, first, out)?;
                 out.iter_mut().for_each(|value| *value -= 1.0);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use roundhouse_backend::WeightError;
+use roundhouse_backend::{WeightError, WeightSource as _};
 
 use super::codes::{AWQ_ORDER, words};
 use super::index;

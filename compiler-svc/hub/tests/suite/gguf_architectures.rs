@@ -221,3 +221,148 @@ fn a_llama_with_a_window_is_a_mistral() {
     file.set("llama.attention.sliding_window", Value::U32(0));
     assert_eq!(config(&file, &["model_type"]), json!({"model_type": "llama"}));
 }
+
+/// Two experts of four rows, one of them for each token, in an architecture.
+fn with_experts(architecture: &str) -> Gguf {
+    let mut file = renamed(architecture);
+    for (key, value) in [("expert_count", 2), ("expert_used_count", 1), ("expert_feed_forward_length", 4)] {
+        file.set(&format!("{architecture}.{key}"), Value::U32(value));
+    }
+    file.tensor("blk.0.ffn_gate_exps.weight", &[8, 4, 2]);
+    file.tensor("blk.0.ffn_down_exps.weight", &[4, 8, 2]);
+    file
+}
+
+#[test]
+fn experts_get_a_tensor_each() {
+    for (architecture, module, gate, down) in [
+        ("llama", "block_sparse_moe", "w1", "w2"),
+        ("qwen2moe", "mlp", "gate_proj", "down_proj"),
+        ("qwen3moe", "mlp", "gate_proj", "down_proj"),
+    ] {
+        let mut file = with_experts(architecture);
+        file.set(&format!("{architecture}.expert_shared_feed_forward_length"), Value::U32(4));
+        file.tensor("blk.0.ffn_gate_inp.weight", &[8, 2]);
+        let checkpoint = open_gguf(&file).unwrap();
+        let name = |expert, part| format!("model.layers.0.{module}.experts.{expert}.{part}.weight");
+        for (part, shape) in [(gate, [4, 8]), (down, [8, 4])] {
+            for expert in 0..2 {
+                assert_eq!(checkpoint.shape(&name(expert, part)).unwrap(), shape);
+                let first = expert * 32;
+                let counting = (first..first + 32).map(|value| value as f32);
+                assert!(read(&checkpoint, &name(expert, part)).into_iter().eq(counting), "{architecture}");
+            }
+        }
+        let mut row = [0.0; 8];
+        checkpoint.read_rows(&name(1, gate), 2..3, &mut row).unwrap();
+        assert_eq!(row[0], 48.0);
+        assert!(
+            checkpoint.read_rows(&name(0, gate), 4..5, &mut row).is_err(),
+            "the next expert is another tensor"
+        );
+        assert_eq!(checkpoint.shape(&format!("model.layers.0.{module}.gate.weight")).unwrap(), [2, 8]);
+        let bytes = (259 * 8 + 8 + 64 + 64 + 64 + 64 + 16) * 4;
+        assert_eq!(checkpoint.weight_bytes, bytes, "every byte once");
+    }
+}
+
+#[test]
+fn experts_of_few_bits_are_whole_blocks() {
+    let mut file = with_experts("qwen3moe");
+    // Q8_0: two experts of two rows of a block each, in which all numbers are the block's number.
+    let blocks = (1..=4_u8).flat_map(|number| [&[0x00, 0x3c][..], &[number; 32]].concat());
+    let tensor = file.tensor("blk.0.ffn_up_exps.weight", &[32, 2, 2]);
+    (tensor.kind, tensor.data) = (8, blocks.collect());
+    let checkpoint = open_gguf(&file).unwrap();
+    for (expert, numbers) in [(0, [1.0, 2.0]), (1, [3.0, 4.0])] {
+        let found = read(&checkpoint, &format!("model.layers.0.mlp.experts.{expert}.up_proj.weight"));
+        assert_eq!(found, numbers.map(|number| [number; 32]).concat());
+    }
+}
+
+#[test]
+fn experts_are_as_many_as_the_metadata_says() {
+    let mut three = with_experts("qwen3moe");
+    three.tensor("blk.0.ffn_up_exps.weight", &[8, 4, 3]);
+    let mut flat = with_experts("qwen3moe");
+    flat.tensor("blk.0.ffn_up_exps.weight", &[8, 8]);
+    for file in [three, flat] {
+        let error = open_gguf(&file).unwrap_err();
+        assert!(matches!(error, HubError::Corrupt { .. }), "{error}");
+        assert!(error.to_string().contains("blk.0.ffn_up_exps.weight"), "{error}");
+    }
+    let mut none = with_experts("qwen3moe");
+    none.set("qwen3moe.expert_count", Value::U32(0));
+    let error = open_gguf(&none).unwrap_err();
+    assert!(
+        matches!(&error, HubError::Unsupported { found, .. } if found.contains("expert_count")),
+        "{error}"
+    );
+    for key in ["expert_used_count", "expert_feed_forward_length"] {
+        let mut file = with_experts("qwen3moe");
+        file.unset(&format!("qwen3moe.{key}"));
+        assert!(open_gguf(&file).unwrap_err().to_string().contains(key));
+    }
+}
+
+#[test]
+fn the_gate_of_a_shared_expert_is_a_row() {
+    for dimensions in [&[8][..], &[8, 1], &[8, 2]] {
+        let mut file = with_experts("qwen2moe");
+        file.set("qwen2moe.expert_shared_feed_forward_length", Value::U32(6));
+        file.tensor("blk.0.ffn_gate_inp_shexp.weight", dimensions);
+        let opened = open_gguf(&file);
+        if dimensions == [8, 2] {
+            assert!(matches!(opened, Err(HubError::Corrupt { .. })));
+            continue;
+        }
+        let checkpoint = opened.unwrap();
+        let name = "model.layers.0.mlp.shared_expert_gate.weight";
+        assert_eq!(checkpoint.shape(name).unwrap(), [1, 8]);
+        assert!(read(&checkpoint, name).into_iter().eq((0..8).map(|value| value as f32)));
+    }
+}
+
+#[test]
+fn mixtures_of_experts_are_read_with_what_llama_cpp_knows_of_them() {
+    let fields = ["architectures", "model_type", "num_experts_per_tok", "intermediate_size"];
+    let mut mixtral = with_experts("llama");
+    mixtral.set("llama.attention.sliding_window", Value::U32(16));
+    let own = ["num_local_experts", "sliding_window"];
+    assert_eq!(
+        config(&mixtral, &[&fields[..], &own].concat()),
+        json!({
+            "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_experts_per_tok": 1,
+            "intermediate_size": 16, "num_local_experts": 2, "sliding_window": 16,
+        })
+    );
+    mixtral.unset("llama.attention.sliding_window");
+    assert_eq!(config(&mixtral, &["sliding_window"]), json!({"sliding_window": null}));
+    let mut qwen2 = with_experts("qwen2moe");
+    qwen2.set("qwen2moe.expert_shared_feed_forward_length", Value::U32(6));
+    qwen2.tensor("blk.0.attn_q.bias", &[8]);
+    let own = [
+        "num_experts",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "norm_topk_prob",
+        "qkv_bias",
+    ];
+    assert_eq!(
+        config(&qwen2, &[&fields[..], &own].concat()),
+        json!({
+            "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "num_experts_per_tok": 1,
+            "intermediate_size": 16, "num_experts": 2, "moe_intermediate_size": 4,
+            "shared_expert_intermediate_size": 6, "norm_topk_prob": false, "qkv_bias": true,
+        })
+    );
+    let own = ["num_experts", "moe_intermediate_size", "norm_topk_prob", "attention_bias"];
+    assert_eq!(
+        config(&with_experts("qwen3moe"), &[&fields[..], &own].concat()),
+        json!({
+            "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts_per_tok": 1,
+            "intermediate_size": 16, "num_experts": 2, "moe_intermediate_size": 4, "norm_topk_prob": true,
+            "attention_bias": false,
+        })
+    );
+}

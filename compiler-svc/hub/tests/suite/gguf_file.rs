@@ -125,7 +125,10 @@ fn what_is_not_supported_is_named_with_what_is() {
     };
     type Case<'a> = (&'a dyn Fn(&mut Gguf), &'a [&'a str]);
     let cases: [Case<'_>; 9] = [
-        (&|file| file.set("general.architecture", "mamba"), &["\"mamba\"", "llama, phi3, qwen2, qwen3"]),
+        (
+            &|file| file.set("general.architecture", "mamba"),
+            &["\"mamba\"", "llama, phi3, qwen2, qwen2moe, qwen3, qwen3moe"],
+        ),
         (&|file| file.tensor("output.weight", &[8, 259]).kind = 10, &["\"output.weight\"", "Q2_K", "Q4_K"]),
         (
             &|file| {
@@ -133,7 +136,16 @@ fn what_is_not_supported_is_named_with_what_is() {
             },
             &["ffn_gate_exps"],
         ),
-        (&|file| file.set("llama.expert_count", Value::U32(8)), &["expert_count"]),
+        (
+            &|file| {
+                for (key, _) in &mut file.pairs {
+                    *key = key.replace("llama.", "phi3.");
+                }
+                file.set("general.architecture", "phi3");
+                file.set("phi3.expert_count", Value::U32(8));
+            },
+            &["\"phi3.expert_count\" = 8", "dense layers"],
+        ),
         (&|file| file.set("split.count", Value::U32(3)), &["split.count", "one file"]),
         (&|file| file.set("llama.rope.dimension_count", Value::U32(2)), &["2 of 4"]),
         (&|file| file.set("tokenizer.ggml.model", "bert"), &["\"bert\"", "gpt2, llama"]),

@@ -180,6 +180,42 @@ fn parts_of_a_quantised_weight_come_to_its_numbers() {
 }
 
 #[test]
+fn modules_of_experts_are_quantised_as_any_others() {
+    let experts = ["block_sparse_moe.experts.0.w2", "mlp.experts.11.down_proj", "mlp.shared_expert.up_proj"];
+    let int8 = json!({"quant_method": "compressed-tensors", "format": "int-quantized", "ignore": ["re:.*gate$"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights":
+            {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": true}}}});
+    let fp8 = json!({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.3.mlp.gate"]});
+    for (config, dtype, bytes, scales) in
+        [(int8, "I8", [3_u8, 0xfe, 4, 5], &[2_u64, 1][..]), (fp8, "F8_E4M3", [0x38, 0xb8, 0x40, 0x30], &[])]
+    {
+        let numbers = if dtype == "I8" { [3.0, -2.0, 4.0, 5.0] } else { [1.0, -1.0, 2.0, 0.5] };
+        let names = experts.map(|expert| format!("model.layers.3.{expert}.weight"));
+        let scale_names = names.each_ref().map(|name| format!("{name}_scale"));
+        let router = "model.layers.3.mlp.gate.weight";
+        let halves = 0.5_f32.to_le_bytes().repeat(scales.iter().product::<u64>() as usize);
+        let mut tensors = vec![(router, "F32", &[1_u64, 1][..], 7.0_f32.to_le_bytes().to_vec())];
+        for (name, scale) in names.iter().zip(&scale_names) {
+            tensors.push((name, dtype, &[2, 2], bytes.to_vec()));
+            tensors.push((scale, "F32", scales, halves.clone()));
+        }
+        let mut files = small_files();
+        let config = json!({"quantization_config": config});
+        files.insert("config.json".to_owned(), serde_json::to_vec(&config).unwrap());
+        files.insert("model.safetensors".to_owned(), safetensors(&tensors));
+        let checkpoint = open_files(&files).unwrap();
+        let mut listed = names.to_vec();
+        listed.push(router.to_owned());
+        listed.sort();
+        assert_eq!(checkpoint.names(), listed, "{dtype}");
+        for name in &names {
+            assert_eq!(read(&checkpoint, name), numbers.map(|number| number * 0.5), "{name}");
+        }
+        assert_eq!(read(&checkpoint, router), [7.0]);
+    }
+}
+
+#[test]
 fn scales_are_said_to_be_f16_only_where_they_are() {
     let scale = |scale: f32| {
         let mut files = small_files();

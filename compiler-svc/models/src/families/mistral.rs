@@ -3,12 +3,13 @@
 use roundhouse_engine::ModelInfo;
 use roundhouse_graph::Graph;
 
-use crate::attention::{HeadDefaults, Heads, LayerAttention, SelfAttention};
-use crate::decoder::{Decoder, DecoderDefaults};
+use crate::attention::HeadDefaults;
+use crate::decoder::DecoderDefaults;
 use crate::family::{ModelFamily, ModelSource};
 use crate::feed_forward::GatedFeedForward;
+use crate::pre_norm::{PreNormDecoder, PreNormForm};
 use crate::refused_fields::refuse_fields;
-use crate::{ModelError, RopeForm, RopeParameters, layer_types};
+use crate::{Config, ConfigError, ModelError, RopeForm, layer_types};
 
 /// The family's line in the table.
 pub(super) const FAMILY: ModelFamily = ModelFamily {
@@ -24,27 +25,22 @@ const DEFAULTS: DecoderDefaults =
 fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
     let config = source.config;
     refuse_fields(config, &["sliding_window"])?;
-    let decoder = Decoder::read(config, DEFAULTS)?;
-    let heads = Heads::read(
-        config,
-        decoder.hidden_size,
-        HeadDefaults { num_key_value_heads: Some(8), head_dim: None },
-    )?;
-    let attention = SelfAttention { heads, query_key_value_bias: false, output_bias: false, head_norm: None };
-    let feed_forward = GatedFeedForward::read(config, decoder.hidden_size)?;
-    let rope = RopeParameters::read(config, &RopeForm::new(10_000.0), heads.head_dim)?;
-    let window = config.positive_unless_null("sliding_window", Some(4096))?;
-    let window = layer_types::uniform(config, decoder.num_hidden_layers, window)?;
-    let longest = decoder.longest(source);
-    let layer_attention = LayerAttention::new(Some(rope.attributes(longest)), window, longest);
+    let form = PreNormForm {
+        decoder: DEFAULTS,
+        heads: HeadDefaults { num_key_value_heads: Some(8), head_dim: None },
+        rope: RopeForm::new(10_000.0),
+        query_key_value_bias: false,
+        output_bias: false,
+        head_norm: false,
+        windows,
+    };
+    let decoder = PreNormDecoder::read(source, &form)?;
+    let feed_forward = GatedFeedForward::read(config, decoder.hidden_size())?;
 
-    decoder.build(&FAMILY, source, |builder, layer, hidden| {
-        decoder.pre_norm_layer(
-            builder,
-            layer,
-            hidden,
-            |builder, prefix, x| attention.build(builder, prefix, x, &layer_attention),
-            |builder, prefix, x| feed_forward.build(builder, prefix, x),
-        )
-    })
+    decoder.build(&FAMILY, source, |builder, layer, x| feed_forward.build(builder, &layer.module("mlp"), x))
+}
+
+fn windows(config: &Config<'_>, num_hidden_layers: u32) -> Result<Vec<Option<u32>>, ConfigError> {
+    let window = config.positive_unless_null("sliding_window", Some(4096))?;
+    layer_types::uniform_windows(config, num_hidden_layers, window)
 }

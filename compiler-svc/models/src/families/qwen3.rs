@@ -4,12 +4,13 @@
 use roundhouse_engine::ModelInfo;
 use roundhouse_graph::Graph;
 
-use crate::attention::{HeadDefaults, Heads, LayerAttention, SelfAttention};
-use crate::decoder::{Decoder, DecoderDefaults};
+use crate::attention::HeadDefaults;
+use crate::decoder::DecoderDefaults;
 use crate::family::{ModelFamily, ModelSource};
 use crate::feed_forward::GatedFeedForward;
+use crate::pre_norm::{PreNormDecoder, PreNormForm};
 use crate::refused_fields::refuse_fields;
-use crate::{ModelError, RopeForm, RopeParameters, layer_types};
+use crate::{ModelError, RopeForm, layer_types};
 
 /// The family's line in the table.
 pub(super) const FAMILY: ModelFamily =
@@ -21,36 +22,18 @@ const DEFAULTS: DecoderDefaults =
 fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
     let config = source.config;
     refuse_fields(config, &["sliding_window", "use_sliding_window"])?;
-    let decoder = Decoder::read(config, DEFAULTS)?;
-    let heads = Heads::read(
-        config,
-        decoder.hidden_size,
-        HeadDefaults { num_key_value_heads: Some(32), head_dim: Some(128) },
-    )?;
     let attention_bias = config.boolean("attention_bias", false)?;
-    let attention = SelfAttention {
-        heads,
+    let form = PreNormForm {
+        decoder: DEFAULTS,
+        heads: HeadDefaults { num_key_value_heads: Some(32), head_dim: Some(128) },
+        rope: RopeForm::new(10_000.0),
         query_key_value_bias: attention_bias,
         output_bias: attention_bias,
-        head_norm: Some(decoder.norm),
+        head_norm: true,
+        windows: layer_types::upper_windows,
     };
-    let feed_forward = GatedFeedForward::read(config, decoder.hidden_size)?;
-    let rope = RopeParameters::read(config, &RopeForm::new(10_000.0), heads.head_dim)?;
-    let longest = decoder.longest(source);
-    let rotary = rope.attributes(longest);
-    let windows = layer_types::upper_windows(config, decoder.num_hidden_layers)?;
-    let layers: Vec<LayerAttention> = windows
-        .into_iter()
-        .map(|window| LayerAttention::new(Some(rotary.clone()), window, longest))
-        .collect();
+    let decoder = PreNormDecoder::read(source, &form)?;
+    let feed_forward = GatedFeedForward::read(config, decoder.hidden_size())?;
 
-    decoder.build(&FAMILY, source, |builder, layer, hidden| {
-        decoder.pre_norm_layer(
-            builder,
-            layer,
-            hidden,
-            |builder, prefix, x| attention.build(builder, prefix, x, &layers[layer.index]),
-            |builder, prefix, x| feed_forward.build(builder, prefix, x),
-        )
-    })
+    decoder.build(&FAMILY, source, |builder, layer, x| feed_forward.build(builder, &layer.module("mlp"), x))
 }

@@ -1,5 +1,6 @@
 """Writes families.json: logits that Transformers computes for tiny models of every family, one for each way that its
-configs differ. Weights follow from their names, as in make_llama.py.
+configs differ. Weights follow from their names, as in make_llama.py; experts have their tensors as in published
+checkpoints, or stacked where the case's name says so, as Transformers 5 writes them with `save_original_format=False`.
 
     python make_families.py > families.json    (transformers 5, torch for CPU)
 """
@@ -36,6 +37,9 @@ GPT2 = {
 }
 LONGROPE = {"type": "longrope", "short_factor": [1.1, 1.3, 1.7], "long_factor": [1.5, 4.0, 9.0]}
 PARTIAL = {"hidden_size": 32, "partial_rotary_factor": 0.75, "rope_theta": 100.0}
+EXPERTS = {"moe_intermediate_size": 12, "num_experts": 5, "num_experts_per_tok": 3, "tie_word_embeddings": False}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 20}
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}
 GEMMA = {"head_dim": 6, "num_key_value_heads": 1, "sliding_window": 5, "query_pre_attn_scalar": 9}
 
 ARCHITECTURES = {
@@ -43,10 +47,13 @@ ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
 
@@ -85,6 +92,8 @@ CASES = [
     ("llama", "gelu_tanh", {"hidden_act": "gelu_new"}),
     ("mistral", "window", {"sliding_window": 5, "head_dim": 6}),
     ("mistral", "no_window", {"sliding_window": None, "tie_word_embeddings": False}),
+    ("mixtral", "window", {**MIXTRAL, "sliding_window": 5}),
+    ("mixtral", "stacked", {**MIXTRAL, "head_dim": 6, "num_experts_per_tok": 1, "rope_theta": 100.0}),
     ("olmo2", "grouped", {"rope_theta": 500.0}),
     ("olmo2", "biases_untied", {"attention_bias": True, "tie_word_embeddings": False, "head_dim": 6}),
     ("phi3", "plain", {"num_key_value_heads": None, "tie_word_embeddings": False}),
@@ -117,6 +126,24 @@ CASES = [
         "layer_types": ["sliding_attention", "full_attention"],
         "tie_word_embeddings": False,
     }),
+    ("qwen2_moe", "plain", SHARED),
+    ("qwen2_moe", "windows_and_dense_layers", {
+        **SHARED,
+        "num_hidden_layers": 4,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+        "qkv_bias": False,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 2,
+    }),
+    ("qwen2_moe", "stacked", {
+        **SHARED,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+    }),
     ("qwen3", "plain", {"head_dim": 6}),
     ("qwen3", "windows_and_biases", {
         "head_dim": 8,
@@ -124,6 +151,23 @@ CASES = [
         "use_sliding_window": True,
         "sliding_window": 5,
         "max_window_layers": 0,
+    }),
+    ("qwen3_moe", "plain", {**EXPERTS, "head_dim": 6}),
+    ("qwen3_moe", "window_biases_and_dense_layers", {
+        **EXPERTS,
+        "num_hidden_layers": 3,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [0],
+        "norm_topk_prob": True,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    }),
+    ("qwen3_moe", "stacked", {
+        **{name: value for name, value in EXPERTS.items() if name != "num_experts"},
+        "num_local_experts": 4,
+        "norm_topk_prob": True,
     }),
     ("smollm3", "plain", {"num_hidden_layers": 4, "rope_theta": 500.0}),
     ("smollm3", "windows_and_biases", {
@@ -164,6 +208,25 @@ def model_of(fields):
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
 
 
+def tensors_of(model_type, name, parameter, stacked):
+    """The tensors of a checkpoint that a parameter is made of: their names and its parts."""
+    layer, _, part = name.partition(".mlp.")
+    if stacked or not part:
+        return [(name, parameter)]
+    module, gate, up, down = ("mlp", "gate_proj", "up_proj", "down_proj")
+    if model_type == "mixtral":
+        module, gate, up, down = ("block_sparse_moe", "w1", "w3", "w2")
+    tensors = []
+    for expert in range(len(parameter)):
+        prefix = f"{layer}.{module}.experts.{expert}"
+        if part == "experts.gate_up_proj":
+            halves = parameter[expert].chunk(2)
+            tensors += [(f"{prefix}.{gate}.weight", halves[0]), (f"{prefix}.{up}.weight", halves[1])]
+        elif part == "experts.down_proj":
+            tensors.append((f"{prefix}.{down}.weight", parameter[expert]))
+    return tensors or [(f"{layer}.{module}.{part}", parameter)]
+
+
 def main():
     cap_scores()
     cases = []
@@ -175,11 +238,11 @@ def main():
         strip = "transformer." if name == "without_prefix" else ""
         shapes = {}
         with torch.no_grad():
-            for tensor, parameter in model.named_parameters():
-                tensor = tensor.removeprefix(strip)
-                values = numbers(tensor, parameter.numel())
-                parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
-                shapes[tensor] = list(parameter.shape)
+            for name_in_memory, parameter in model.named_parameters():
+                for tensor, part in tensors_of(model_type, name_in_memory, parameter, name == "stacked"):
+                    tensor = tensor.removeprefix(strip)
+                    part.copy_(torch.from_numpy(numbers(tensor, part.numel())).reshape(part.shape))
+                    shapes[tensor] = list(part.shape)
             logits = model(torch.tensor(INPUT_IDS)).logits
         cases.append(
             {
