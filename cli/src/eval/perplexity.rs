@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use roundhouse_proto::executor::executor_client::ExecutorClient;
 use roundhouse_proto::executor::{
     GenerateRequest, GetLoadRequest, ListEnginesRequest, LoadEngineRequest, LoadedEngine, ResponseOptions,
-    StoppingOptions, TokenIds, TokenizeRequest, UnloadEngineRequest, generate_request, tokenize_request,
+    Runtime, StoppingOptions, TokenIds, TokenizeRequest, UnloadEngineRequest, generate_request,
+    tokenize_request,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -120,8 +121,14 @@ pub(super) async fn run(args: PerplexityArgs) -> anyhow::Result<()> {
         stride: stride(&args),
         runs: Vec::new(),
     };
+    let runtimes = executor.get_load(GetLoadRequest {}).await?.into_inner().runtimes;
+    // All before the first is scored: what cannot be compiled is known at once.
+    let mut compiled = Vec::new();
     for variant in variants {
-        let mut run = run_variant(&args, variant, &text, &mut compiler, &mut executor).await?;
+        compiled.push(compile_variant(&args, variant, &runtimes, &mut compiler).await?);
+    }
+    for compiled in compiled {
+        let mut run = run_variant(&args, compiled, &text, &mut executor).await?;
         let first = report.runs.first().map_or(run.perplexity, |first| first.perplexity);
         run.ratio = run.perplexity / first;
         report.runs.push(run);
@@ -137,16 +144,21 @@ fn stride(args: &PerplexityArgs) -> usize {
     args.stride.unwrap_or((args.context / 2).max(1))
 }
 
-/// Compiles an engine, loads it, scores the text, and unloads it unless it was loaded before.
-async fn run_variant(
+/// An engine in the store.
+struct Compiled {
+    variant: Option<Variant>,
+    engine_key: String,
+    compile_s: f64,
+    reused: bool,
+}
+
+async fn compile_variant(
     args: &PerplexityArgs,
     variant: Option<Variant>,
-    text: &str,
+    runtimes: &[Runtime],
     compiler: &mut Compiler,
-    executor: &mut ExecutorClient<Channel>,
-) -> anyhow::Result<Run> {
-    let runtimes = executor.get_load(GetLoadRequest {}).await?.into_inner().runtimes;
-    let mut request = args.model.request_to_run(&runtimes);
+) -> anyhow::Result<Compiled> {
+    let mut request = args.model.request_to_run(runtimes);
     let options = request.options.get_or_insert_default();
     let context = u32::try_from(args.context).context("--context is larger than any engine's")?;
     let max_seq_len = *options.max_seq_len.get_or_insert(context);
@@ -156,19 +168,29 @@ async fn run_variant(
         variant.apply(options);
     }
     let started = Instant::now();
-    let compiled = compile::compile(compiler, request).await?;
+    let response = compile::compile(compiler, request).await?;
     let compile_s = started.elapsed().as_secs_f64();
-    let engine_key = compiled.engine.context("the compiler's answer has no engine")?.key;
+    let engine_key = response.engine.context("the compiler's answer has no engine")?.key;
+    Ok(Compiled { variant, engine_key, compile_s, reused: response.reused })
+}
 
+/// Loads an engine, scores the text, and unloads the engine unless it was loaded before.
+async fn run_variant(
+    args: &PerplexityArgs,
+    compiled: Compiled,
+    text: &str,
+    executor: &mut ExecutorClient<Channel>,
+) -> anyhow::Result<Run> {
+    let Compiled { variant, engine_key, compile_s, reused } = compiled;
     let loaded_before = executor.list_engines(ListEnginesRequest {}).await?.into_inner().engines;
     let is_ours = loaded_before.iter().all(|engine| engine.engine_key != engine_key);
     let request = LoadEngineRequest { engine_key: engine_key.clone() };
     let engine = executor.load_engine(request).await?.into_inner().engine;
     let engine = engine.context("the executor's answer has no engine")?;
-    if let Some(variant) = variant {
-        variant.check(&engine)?;
-    }
-    let scored = score_text(args, &engine, text, executor).await;
+    let scored = match variant.map_or(Ok(()), |variant| variant.check(&engine)) {
+        Ok(()) => score_text(args, &engine, text, executor).await,
+        Err(error) => Err(error),
+    };
     if is_ours {
         executor.unload_engine(UnloadEngineRequest { engine_key }).await?;
     }
@@ -184,7 +206,7 @@ async fn run_variant(
         cache: engine.cache,
         weight_bytes: engine.weight_bytes,
         compile_s,
-        engine_reused: compiled.reused,
+        engine_reused: reused,
         text_tokens,
         tokens,
         mean_nll,
