@@ -45,7 +45,7 @@ fn the_first_windows_of_the_built_in_text_score_as_with_transformers() {
 
 #[test]
 fn windows_begin_with_the_token_that_begins_a_sequence() {
-    // Without <bos> Gemma predicts next to nothing. Half precision, whose rounding it may show, for its size.
+    // Without <bos> Gemma's mean is 5.2 instead of 3.1. Half precision, whose rounding shows, for the model's size.
     compare(&golden("gemma3-perplexity.json"), &gemma3(), "fp16", 1, 1e-3);
 }
 
