@@ -38,11 +38,12 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Stops it.
     pub cancellation: Cancellation,
-    /// Where its deltas go. A receiver that is gone ends it.
-    pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
     /// Keeps what must live as long as the generation: the claim on its request ID. Must not own the engine, which
     /// waits for its generations when it is dropped.
     pub guard: Box<dyn Send>,
+    /// Where its deltas go. A receiver that is gone ends it. The last field, so that it is dropped after the lease and the
+    /// guard: who has read the stream to its end finds both free.
+    pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
 }
 
 /// When a generation stops by itself.

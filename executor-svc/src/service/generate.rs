@@ -125,8 +125,8 @@ impl ExecutorService {
             },
             deadline,
             cancellation,
-            deltas: sender,
             guard: Box::new(claim),
+            deltas: sender,
         };
         engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
         Ok(Started { request_id, deltas })
