@@ -10,6 +10,7 @@ mod compile;
 mod doctor;
 mod dump;
 mod engines;
+mod eval;
 mod generate;
 mod kv_memory;
 mod model_args;
@@ -63,6 +64,8 @@ enum Command {
     Sessions(sessions::SessionsArgs),
     /// Measure speed, side by side with a peer.
     Bench(bench::BenchArgs),
+    /// Measure quality.
+    Eval(eval::EvalArgs),
     /// Say what this machine can build and run, and what to install.
     Doctor(doctor::DoctorArgs),
 }
@@ -120,6 +123,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Engines(args) => engines::run(args).await,
         Command::Sessions(args) => sessions::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Eval(args) => eval::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
     };
     // The exporter waits for its last batch, which must not hold up the runtime's threads.

@@ -15,8 +15,8 @@ TEXTS = {name: prompt for name, prompt in PROMPTS.items() if isinstance(prompt, 
 }
 
 
-def make(gguf: Path, output: Path) -> None:
-    assert len(TEXTS) == 8
+def load(gguf: Path):
+    """The model and its tokenizer."""
     model, tokenizer = reference.load(gguf, GGUF_SHA256)
     # What the conversion from GGUF has to keep.
     config = model.config
@@ -25,6 +25,12 @@ def make(gguf: Path, output: Path) -> None:
     assert config.sliding_window == 512 and config.query_pre_attn_scalar == config.head_dim == 256
     assert [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"] == [5, 11, 17]
     assert config.attn_logit_softcapping is config.final_logit_softcapping is None
+    return model, tokenizer
+
+
+def make(gguf: Path, output: Path) -> None:
+    assert len(TEXTS) == 8
+    model, tokenizer = load(gguf)
     prompts = []
     for name, text in TEXTS.items():
         prompt_ids = tokenizer.encode(text)

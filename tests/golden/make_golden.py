@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the golden files of this folder again, with Hugging Face Transformers as the reference (see README.md).
 
-    python make_golden.py [smollm2] [gemma3] [tiny] [tiny-NAME …]
+    python make_golden.py [smollm2] [gemma3] [perplexity] [tiny] [tiny-NAME …]
 """
 
 import argparse
@@ -15,6 +15,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent
 MODELS = FOLDER.parents[1] / ".roundhouse" / "models"
+TEXT = FOLDER.parents[1] / "cli" / "texts" / "alice.txt"
 
 
 def main() -> None:
@@ -33,8 +34,8 @@ def main() -> None:
     import tiny_llama
 
     checkpoints = {checkpoint.name: checkpoint for checkpoint in tiny_llama.CHECKPOINTS + tiny_families.CHECKPOINTS}
-    what = set(arguments.what or ["smollm2", "gemma3", "tiny"])
-    if unknown := what - {"smollm2", "gemma3", "tiny"} - set(checkpoints):
+    what = set(arguments.what or ["smollm2", "gemma3", "perplexity", "tiny"])
+    if unknown := what - {"smollm2", "gemma3", "perplexity", "tiny"} - set(checkpoints):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if "smollm2" in what:
         import smollm2
@@ -44,6 +45,17 @@ def main() -> None:
         import gemma3
 
         gemma3.make(arguments.models / "gemma-3-270m-q4_k_m.gguf", FOLDER / "gemma-3-270m.json")
+    if "perplexity" in what:
+        import gemma3
+        import perplexity
+        import smollm2
+
+        for module, file, name in [
+            (smollm2, "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-perplexity.json"),
+            (gemma3, "gemma-3-270m-q4_k_m.gguf", "gemma3-perplexity.json"),
+        ]:
+            model, tokenizer = module.load(arguments.models / file)
+            perplexity.make(model, tokenizer, arguments.models / file, module.GGUF_SHA256, TEXT, FOLDER / name)
     tiny_families.cap_scores()
     for name, checkpoint in checkpoints.items():
         if what & {"tiny", name}:

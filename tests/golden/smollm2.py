@@ -10,7 +10,8 @@ from prompts import PROMPTS
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def make(gguf: Path, output: Path) -> None:
+def load(gguf: Path):
+    """The model and its tokenizer."""
     model, tokenizer = reference.load(gguf, GGUF_SHA256)
     # Transformers drops the pre-tokenizer named in the file ("smollm"): single digits, then the GPT-2 expression.
     # Without the first, blanks before a digit are grouped as in no published SmolLM2 tokenizer.
@@ -22,6 +23,11 @@ def make(gguf: Path, output: Path) -> None:
     assert config.rope_parameters["rope_theta"] == 100_000.0 and config.rope_parameters["rope_type"] == "default"
     assert abs(config.rms_norm_eps - 1e-5) < 1e-12
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+    return model, tokenizer
+
+
+def make(gguf: Path, output: Path) -> None:
+    model, tokenizer = load(gguf)
     prompts = []
     for name, prompt in PROMPTS.items():
         messages = prompt if isinstance(prompt, list) else None

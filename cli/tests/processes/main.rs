@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its failure")]
 
 mod doctor;
+mod eval;
 mod services;
 mod support;
 #[cfg(feature = "tensorrt")]

@@ -19,6 +19,12 @@ pub(crate) fn checkpoint() -> PathBuf {
     path
 }
 
+pub(crate) fn gemma3() -> PathBuf {
+    let path = workspace().join(".roundhouse/models/gemma-3-270m-q4_k_m.gguf");
+    assert!(path.exists(), "{} is missing: run `make test-models`", path.display());
+    path
+}
+
 pub(crate) fn tiny_llama() -> PathBuf {
     workspace().join("tests/golden/tiny-llama-2")
 }

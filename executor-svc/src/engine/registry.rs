@@ -11,6 +11,9 @@ use super::{LoadError, LoadedEngine};
 use crate::backends::Backends;
 use crate::scheduler::SchedulerConfig;
 
+/// Bytes of the logits of a step's prompt tokens: as many as a chunk of a few hundred has in a usual vocabulary.
+const SCORED_LOGITS_BYTES: usize = 64 << 20;
+
 /// The engines of an executor.
 pub struct Engines {
     store: EngineStore,
@@ -108,6 +111,7 @@ impl Engines {
             step: crate::scheduler::StepLimits {
                 max_sequences: manifest.options.max_batch_size as usize,
                 max_tokens: self.step_token_budget,
+                max_scored_tokens: max_scored_tokens(manifest.info.vocab_size),
             },
             max_generations: self.max_generations,
             stall_timeout: self.stall_timeout,
@@ -189,4 +193,10 @@ impl Engines {
             several => Err(FindError::Ambiguous { name: name.to_owned(), count: several.len() }),
         }
     }
+}
+
+/// Prompt tokens of one step that may have logits, of a vocabulary of this size.
+fn max_scored_tokens(vocab_size: u32) -> usize {
+    let row = (vocab_size as usize).max(1) * size_of::<f32>();
+    (SCORED_LOGITS_BYTES / row).max(1)
 }

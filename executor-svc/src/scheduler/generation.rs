@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::BackendError;
-use roundhouse_sampling::{Sampled, Sampler, SamplingError};
+use roundhouse_backend::{BackendError, LogitsRequest};
+use roundhouse_sampling::{Sampled, Sampler, SamplingError, TokenScore};
 use roundhouse_text::{ChatMessage, Detokenizer, StopMatcher, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::prompt_scores::{PromptLogprobs, PromptScores};
 use crate::session::{Lease, SessionState};
 
 /// What a generation was asked for.
@@ -23,6 +24,8 @@ pub struct Request {
     pub sampler: Sampler,
     /// Log-probabilities of the n most probable tokens beside the chosen one's; `None` for none.
     pub logprobs: Option<usize>,
+    /// Log-probabilities of the prompt's tokens; `None` for none. The token before the first of them is not in the cache.
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// Turns tokens into text; knows the prompt already.
     pub detokenizer: Detokenizer,
     /// Finds stop strings.
@@ -35,17 +38,18 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Stops it.
     pub cancellation: Cancellation,
-    /// Where its deltas go. A receiver that is gone ends it.
-    pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
     /// Keeps what must live as long as the generation: the claim on its request ID. Must not own the engine, which
     /// waits for its generations when it is dropped.
     pub guard: Box<dyn Send>,
+    /// Where its deltas go. A receiver that is gone ends it. The last field, so that it is dropped after the lease and the
+    /// guard: who has read the stream to its end finds both free.
+    pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
 }
 
 /// When a generation stops by itself.
 #[derive(Debug, Clone, Default)]
 pub struct Limits {
-    /// At most this many new tokens.
+    /// At most this many new tokens. With 0 it ends when the prompt's tokens are scored.
     pub max_tokens: usize,
     /// No stop token or stop string before this many.
     pub min_tokens: usize,
@@ -79,6 +83,8 @@ pub struct Delta {
     pub tokens: Vec<u32>,
     /// One for each new token, where asked for.
     pub logprobs: Vec<Sampled>,
+    /// Scores of the prompt's next tokens, where asked for.
+    pub prompt_logprobs: Vec<TokenScore>,
     /// On the last message.
     pub finish: Option<Finish>,
 }
@@ -96,7 +102,7 @@ pub struct Finish {
     pub output_tokens: usize,
     /// From submission to the first step.
     pub queue: Duration,
-    /// From the first step to the first token.
+    /// From the first step to the first token, or to the prompt's last score where no token is made.
     pub prefill: Duration,
     /// From the first token to the last.
     pub decode: Duration,
@@ -155,9 +161,11 @@ pub(super) struct Generation {
     cached_tokens: usize,
     output_tokens: usize,
     answer: String,
+    scores: Option<PromptScores>,
     submitted: Instant,
     started: Option<Instant>,
-    first_token: Option<Instant>,
+    /// When the prompt was done: the time of the first token, or of the prompt's last score.
+    prefilled: Option<Instant>,
     last_token: Option<Instant>,
     /// Since when the client has had no room.
     stalled: Option<Instant>,
@@ -176,6 +184,7 @@ impl Generation {
         let deleted = request.lease.session().map(|session| session.deleted().clone());
         let (prompt_tokens, cached_tokens) =
             request.lease.state().map_or((0, 0), |state| (state.tokens.len(), state.cache.len()));
+        let scores = request.prompt_logprobs.map(|asked| PromptScores::new(asked, prompt_tokens));
         Self {
             request,
             tokenizer,
@@ -184,9 +193,10 @@ impl Generation {
             cached_tokens,
             output_tokens: 0,
             answer: String::new(),
+            scores,
             submitted: Instant::now(),
             started: None,
-            first_token: None,
+            prefilled: None,
             last_token: None,
             stalled: None,
         }
@@ -200,9 +210,34 @@ impl Generation {
         self.request.lease.state()
     }
 
-    /// Tokens that are not in the cache.
+    /// Tokens that are still to be computed: those that are not in the cache. The last one is not when no token follows
+    /// it.
     pub(super) fn pending(&mut self) -> usize {
-        self.state().map_or(0, |state| state.tokens.len() - state.cache.len())
+        let not_needed = usize::from(self.makes_no_tokens());
+        self.state().map_or(0, |state| (state.tokens.len() - state.cache.len()).saturating_sub(not_needed))
+    }
+
+    /// Whether the prompt is only scored.
+    fn makes_no_tokens(&self) -> bool {
+        self.request.limits.max_tokens == 0
+    }
+
+    /// Whether tokens that are still to be computed have logits that the prompt is scored by.
+    pub(super) fn is_scored(&mut self) -> bool {
+        let Some(scores) = &self.scores else { return false };
+        let lengths = self.request.lease.state().map(|state| (state.cache.len(), state.tokens.len()));
+        lengths.is_some_and(|(cached, length)| scores.needs(&(cached..length)))
+    }
+
+    /// The logits that a step needs which computes so many of the pending tokens.
+    pub(super) fn logits_request(&mut self, tokens: usize) -> LogitsRequest {
+        let Some(state) = self.request.lease.state() else { return LogitsRequest::None };
+        let step = state.cache.len()..state.cache.len() + tokens;
+        match &self.scores {
+            Some(scores) if scores.needs(&step) => LogitsRequest::All,
+            _ if step.end == state.tokens.len() => LogitsRequest::Last,
+            _ => LogitsRequest::None,
+        }
     }
 
     /// Whether the client has room for a message. Notes since when it has not. The last place is kept for the end: a
@@ -218,7 +253,7 @@ impl Generation {
         self.started.get_or_insert(now);
     }
 
-    /// Ends the generation if it is cancelled, late, stalled, deleted or alone.
+    /// Ends the generation if it is cancelled, late, stalled, deleted or alone, or if it has nothing to compute.
     pub(super) fn check(&mut self, now: Instant, stall_timeout: Duration) -> Progress {
         if self.request.deltas.is_closed() {
             tracing::debug!(request = self.id(), "the client is gone");
@@ -234,6 +269,9 @@ impl Generation {
         if self.request.cancellation.is_cancelled() {
             let text = self.flush();
             return self.finish(Delta { text, ..Delta::default() }, FinishReason::Cancelled);
+        }
+        if self.makes_no_tokens() && self.pending() == 0 {
+            return self.finish(Delta::default(), FinishReason::MaxTokens);
         }
         match self.stalled {
             Some(since) if now.duration_since(since) >= stall_timeout => {
@@ -252,8 +290,35 @@ impl Generation {
         Progress::Ended
     }
 
-    /// Takes the logits that follow the last token of the history: chooses the next token and tells the client.
-    pub(super) fn advance(&mut self, logits: &mut [f32], now: Instant) -> Progress {
+    /// Takes the logits of a step that computed so many tokens, as many rows as [`Generation::logits_request`] asked for,
+    /// and tells the client what they say: the scores of the prompt's tokens, and after its last one the next token.
+    pub(super) fn advance(&mut self, logits: &mut [f32], tokens: usize, now: Instant) -> Progress {
+        let mut delta = Delta::default();
+        let mut rows = 1;
+        if let (Some(scores), Some(state)) = (&mut self.scores, self.request.lease.state()) {
+            let step = state.cache.len().saturating_sub(tokens)..state.cache.len();
+            if scores.needs(&step) {
+                rows = tokens;
+                match scores.score(&step, logits, &state.tokens) {
+                    Ok(scores) => delta.prompt_logprobs = scores,
+                    Err(error) => return self.fail(GenerateError::Sampling(Arc::new(error))),
+                }
+            }
+        }
+        if self.pending() == 0 && self.makes_no_tokens() {
+            self.prefilled = Some(now);
+            return self.finish(delta, FinishReason::MaxTokens);
+        }
+        if self.pending() == 0 {
+            let last = logits.len() - logits.len() / rows.max(1);
+            return self.next_token(delta, &mut logits[last..], now);
+        }
+        if delta.prompt_logprobs.is_empty() { Progress::Running } else { self.send(delta) }
+    }
+
+    /// Takes the logits that follow the last token of the history: chooses the next token, and tells the client of it and
+    /// of what `delta` has already.
+    fn next_token(&mut self, mut delta: Delta, logits: &mut [f32], now: Instant) -> Progress {
         let limits = &self.request.limits;
         let suppressed: &[u32] =
             if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
@@ -264,7 +329,7 @@ impl Generation {
         let token = sampled.token;
         self.request.sampler.accept(token);
         self.output_tokens += 1;
-        self.first_token.get_or_insert(now);
+        self.prefilled.get_or_insert(now);
         self.last_token = Some(now);
         let (length, capacity) = match self.request.lease.state() {
             Some(state) => {
@@ -273,7 +338,7 @@ impl Generation {
             }
             None => return Progress::Ended,
         };
-        let mut delta = Delta { tokens: vec![token], ..Delta::default() };
+        delta.tokens.push(token);
         if self.request.logprobs.is_some() {
             delta.logprobs.push(sampled);
         }
@@ -327,8 +392,8 @@ impl Generation {
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens,
             queue: between(Some(self.submitted), self.started),
-            prefill: between(self.started, self.first_token),
-            decode: between(self.first_token, self.last_token),
+            prefill: between(self.started, self.prefilled),
+            decode: between(self.prefilled, self.last_token),
         });
         // The end of the stream: whether it was read changes nothing any more.
         let _ = self.send(delta);

@@ -2,8 +2,10 @@
 
 mod generation;
 mod policy;
+mod prompt_scores;
 mod worker;
 
 pub use generation::{Cancellation, Delta, Finish, FinishReason, GenerateError, Limits, Request};
 pub use policy::{Candidate, Share, StepLimits, plan};
+pub use prompt_scores::PromptLogprobs;
 pub use worker::{Load, Scheduler, SchedulerConfig, SubmitError};

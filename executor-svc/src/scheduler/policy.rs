@@ -7,6 +7,8 @@ pub struct Candidate {
     pub pending: usize,
     /// Whether it can take part: its client has room for another message.
     pub ready: bool,
+    /// Whether all tokens of its next chunk have logits, for the prompt's log-probabilities.
+    pub scored: bool,
 }
 
 /// The bounds of a step.
@@ -16,6 +18,8 @@ pub struct StepLimits {
     pub max_sequences: usize,
     /// New tokens in it, over all sequences.
     pub max_tokens: usize,
+    /// Of those, tokens of scored prompts, at least 1: each has a row of logits as long as the vocabulary.
+    pub max_scored_tokens: usize,
 }
 
 /// A sequence's part of a step.
@@ -29,8 +33,8 @@ pub struct Share {
 
 /// Plans a step. Sequences are taken round robin from `first` on, up to the limit. Decoding ones get their one token
 /// before any prompt gets a chunk, so a long prompt does not hold up running streams; prompts share what is left of
-/// the token budget equally, what one does not need going to the next. Every sequence that is taken gets at least one
-/// token; `max_tokens` is exceeded only if more sequences than that decode.
+/// the token budget equally, what one does not need going to the next, and scored prompts share theirs likewise. Every
+/// sequence that is taken gets at least one token; `max_tokens` is exceeded only if more sequences than that decode.
 #[must_use]
 pub fn plan(candidates: &[Candidate], first: usize, limits: StepLimits) -> Vec<Share> {
     let count = candidates.len();
@@ -44,6 +48,9 @@ pub fn plan(candidates: &[Candidate], first: usize, limits: StepLimits) -> Vec<S
     // Short prompts first: what they leave of their share goes to the longer ones.
     taken.sort_by_key(|&index| candidates[index].pending);
     let mut prompts = taken.len() - decoding;
+    let is_scored_prompt = |&&index: &&usize| candidates[index].scored && candidates[index].pending > 1;
+    let mut scored_prompts = taken.iter().filter(is_scored_prompt).count();
+    let mut scored_budget = limits.max_scored_tokens;
     let mut shares = Vec::with_capacity(taken.len());
     for index in taken {
         let pending = candidates[index].pending;
@@ -52,7 +59,12 @@ pub fn plan(candidates: &[Candidate], first: usize, limits: StepLimits) -> Vec<S
         } else {
             let share = budget / prompts;
             prompts -= 1;
-            let tokens = pending.min(share);
+            let mut tokens = pending.min(share);
+            if candidates[index].scored {
+                tokens = tokens.min(scored_budget / scored_prompts);
+                scored_prompts -= 1;
+                scored_budget -= tokens;
+            }
             if tokens == 0 {
                 continue;
             }
@@ -68,10 +80,14 @@ pub fn plan(candidates: &[Candidate], first: usize, limits: StepLimits) -> Vec<S
 mod tests {
     use super::*;
 
-    const LIMITS: StepLimits = StepLimits { max_sequences: 4, max_tokens: 10 };
+    const LIMITS: StepLimits = StepLimits { max_sequences: 4, max_tokens: 10, max_scored_tokens: 6 };
 
     fn ready(pending: usize) -> Candidate {
-        Candidate { pending, ready: true }
+        Candidate { pending, ready: true, scored: false }
+    }
+
+    fn scored(pending: usize) -> Candidate {
+        Candidate { scored: true, ..ready(pending) }
     }
 
     fn tokens(candidates: &[Candidate], first: usize) -> Vec<(usize, usize)> {
@@ -101,13 +117,23 @@ mod tests {
 
     #[test]
     fn one_whose_client_has_no_room_is_left_out() {
-        assert_eq!(tokens(&[Candidate { pending: 1, ready: false }, ready(1)], 0), [(1, 1)]);
+        assert_eq!(tokens(&[Candidate { ready: false, ..ready(1) }, ready(1)], 0), [(1, 1)]);
         assert!(plan(&[], 0, LIMITS).is_empty());
     }
 
     #[test]
+    fn scored_prompts_share_fewer_tokens_and_leave_the_rest_to_others() {
+        assert_eq!(tokens(&[scored(100)], 0), [(0, 6)]);
+        assert_eq!(tokens(&[scored(100), scored(2)], 0), [(0, 4), (1, 2)]);
+        assert_eq!(tokens(&[scored(100), scored(100), ready(100)], 0), [(0, 3), (1, 3), (2, 4)]);
+        let one_row = StepLimits { max_scored_tokens: 1, ..LIMITS };
+        let shares = plan(&[scored(50), scored(40), ready(1)], 0, one_row);
+        assert_eq!(shares.iter().map(|share| share.tokens).sum::<usize>(), 2, "{shares:?}");
+    }
+
+    #[test]
     fn more_prompts_than_tokens_still_makes_progress() {
-        let limits = StepLimits { max_sequences: 8, max_tokens: 3 };
+        let limits = StepLimits { max_sequences: 8, max_tokens: 3, max_scored_tokens: 3 };
         let shares = plan(&[ready(50); 8], 0, limits);
         assert_eq!(shares.iter().map(|share| share.tokens).sum::<usize>(), 3);
     }
@@ -122,9 +148,17 @@ mod tests {
         };
         for _ in 0..20_000 {
             let candidates: Vec<_> = (0..next(12))
-                .map(|_| Candidate { pending: if next(2) == 0 { 1 } else { next(700) }, ready: next(4) > 0 })
+                .map(|_| Candidate {
+                    pending: if next(2) == 0 { 1 } else { next(700) },
+                    ready: next(4) > 0,
+                    scored: next(3) == 0,
+                })
                 .collect();
-            let limits = StepLimits { max_sequences: 1 + next(8), max_tokens: 1 + next(600) };
+            let limits = StepLimits {
+                max_sequences: 1 + next(8),
+                max_tokens: 1 + next(600),
+                max_scored_tokens: 1 + next(100),
+            };
             let first = next(16);
             let shares = plan(&candidates, first, limits);
             assert!(shares.len() <= limits.max_sequences);
@@ -134,6 +168,8 @@ mod tests {
                 let candidate = candidates[share.index];
                 assert!(candidate.ready && share.tokens >= 1 && share.tokens <= candidate.pending);
             }
+            let scored = shares.iter().filter(|share| candidates[share.index].scored && share.tokens > 1);
+            assert!(scored.map(|share| share.tokens).sum::<usize>() <= limits.max_scored_tokens);
             let could = candidates.iter().any(|candidate| candidate.ready && candidate.pending > 0);
             assert_eq!(could, !shares.is_empty(), "a step with something to do does something");
         }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, LogitsRequest, Model, Sequence};
+use roundhouse_backend::{BackendError, Model, Sequence};
 use roundhouse_text::Tokenizer;
 
 use super::generation::{Generation, Progress};
@@ -190,7 +190,11 @@ impl Worker {
         let candidates: Vec<Candidate> = self
             .active
             .iter_mut()
-            .map(|generation| Candidate { pending: generation.pending(), ready: generation.has_room(now) })
+            .map(|generation| Candidate {
+                pending: generation.pending(),
+                ready: generation.has_room(now),
+                scored: generation.is_scored(),
+            })
             .collect();
         let shares = plan(&candidates, self.first, self.config.step);
         self.counters.running.store(shares.len(), Ordering::Release);
@@ -202,7 +206,7 @@ impl Worker {
             return;
         }
         match self.forward(&shares) {
-            Ok(()) => self.advance(&shares, &candidates),
+            Ok(()) => self.advance(&shares),
             Err(error) => {
                 tracing::error!(%error, sequences = shares.len(), "a step failed");
                 let error = Arc::new(error);
@@ -241,13 +245,13 @@ impl Worker {
                 continue;
             };
             generation.begin_step(now);
+            let request = generation.logits_request(tokens);
             let Some(state) = generation.state() else { continue };
             let cached = state.cache.len();
-            let is_last = cached + tokens == state.tokens.len();
             batch.push(Sequence {
                 tokens: &state.tokens[cached..cached + tokens],
                 cache: state.cache.as_mut(),
-                request: if is_last { LogitsRequest::Last } else { LogitsRequest::None },
+                request,
                 logits,
             });
         }
@@ -258,20 +262,26 @@ impl Worker {
         })
     }
 
-    fn advance(&mut self, shares: &[Share], candidates: &[Candidate]) {
+    fn advance(&mut self, shares: &[Share]) {
         let now = Instant::now();
-        let mut chosen: Vec<Option<usize>> = vec![None; candidates.len()];
+        let mut chosen: Vec<Option<usize>> = vec![None; self.active.len()];
         for share in shares {
             chosen[share.index] = Some(share.tokens);
         }
         let mut logits = std::mem::take(&mut self.logits);
         let mut buffers = logits.iter_mut();
-        let mut parts = chosen.into_iter().zip(candidates);
+        let mut parts = chosen.into_iter();
         self.retire(|generation| {
-            let Some((Some(tokens), candidate)) = parts.next() else { return Progress::Running };
+            let Some(Some(tokens)) = parts.next() else { return Progress::Running };
             let Some(buffer) = buffers.next() else { return Progress::Running };
-            if tokens == candidate.pending { generation.advance(buffer, now) } else { Progress::Running }
+            generation.advance(buffer, tokens, now)
         });
+        // What the rows of a prompt took goes back, or each buffer would come to be as long as a whole chunk's.
+        let row = self.model.vocab_size();
+        for buffer in &mut logits {
+            buffer.clear();
+            buffer.shrink_to(row);
+        }
         self.logits = logits;
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use roundhouse_proto::executor as proto;
-use roundhouse_sampling::Sampled;
+use roundhouse_sampling::{Sampled, TokenScore};
 use roundhouse_text::ChatMessage;
 
 use crate::backends::Found;
@@ -72,19 +72,23 @@ pub(super) fn response(request_id: &str, delta: Delta) -> proto::GenerateRespons
         finish_reason: delta.finish.as_ref().map(|finish| finish_reason(finish.reason).into()),
         usage: delta.finish.as_ref().map(usage),
         timings: delta.finish.as_ref().map(timings),
-        prompt_logprobs: Vec::new(),
+        prompt_logprobs: delta.prompt_logprobs.iter().map(token_score).collect(),
     }
 }
 
 fn token_logprobs(sampled: &Sampled) -> proto::TokenLogprobs {
     proto::TokenLogprobs {
         logprob: sampled.logprob.unwrap_or_default(),
-        top: sampled
-            .top_logprobs
-            .iter()
-            .map(|&(token_id, logprob)| proto::TokenLogprob { token_id, logprob })
-            .collect(),
+        top: top_logprobs(&sampled.top_logprobs),
     }
+}
+
+fn token_score(score: &TokenScore) -> proto::TokenLogprobs {
+    proto::TokenLogprobs { logprob: score.logprob, top: top_logprobs(&score.top_logprobs) }
+}
+
+fn top_logprobs(top: &[(u32, f32)]) -> Vec<proto::TokenLogprob> {
+    top.iter().map(|&(token_id, logprob)| proto::TokenLogprob { token_id, logprob }).collect()
 }
 
 const fn finish_reason(reason: FinishReason) -> proto::FinishReason {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
-use crate::scheduler::{Cancellation, Delta, GenerateError, Limits, Request};
+use crate::scheduler::{Cancellation, Delta, GenerateError, Limits, PromptLogprobs, Request};
 use crate::session::{Lease, Session, SessionState};
 
 /// Deltas on their way to a client: how far a generation runs ahead of a client that reads slowly.
@@ -54,7 +54,8 @@ impl ExecutorService {
         let sampling = sampling_params(message.sampling.as_ref());
         let mut sampler = Sampler::new(sampling).map_err(|error| failure::of_sampling(&error))?;
         let response = message.response.unwrap_or_default();
-        let logprobs = logprobs(&response)?;
+        let logprobs = top_logprobs("response.logprobs", response.logprobs)?;
+        let prompt_logprobs = prompt_logprobs(&response, &engine)?;
         let stopping = message.stopping.unwrap_or_default();
         let stop_strings = StopMatcher::new(&stopping.stop).map_err(|error| failure::of_text(&error))?;
         let request_id = request_id(message.request_id)?;
@@ -77,12 +78,15 @@ impl ExecutorService {
         let prompt = read_input(&engine, input, history, conversation)?;
         let length = prompt.keep + prompt.new_tokens.len();
         let max_tokens = stopping.max_tokens.map(|tokens| tokens as usize);
-        if max_tokens == Some(0) {
+        if max_tokens == Some(0) && prompt_logprobs.is_none() {
             return Err(Failure::invalid_field(
                 "stopping.max_tokens",
-                "max_tokens is 0: expected at least 1",
+                "max_tokens is 0: expected at least 1 without prompt_logprobs",
             ));
         }
+        let prompt_logprobs = prompt_logprobs.map(|top| PromptLogprobs { first: prompt.keep, top });
+        // The next token needs a place too, where there is one.
+        let needed = length + usize::from(max_tokens != Some(0));
         let mut lease = match lease {
             Some(lease) => lease,
             None => self.ephemeral(&engine, length, max_tokens)?,
@@ -90,8 +94,8 @@ impl ExecutorService {
         let state = lease
             .state()
             .ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
-        check_length(length, state.cache.capacity())?;
-        begin_turn(state, prompt);
+        check_length(length, needed, state.cache.capacity())?;
+        begin_turn(state, prompt, prompt_logprobs.is_some());
         sampler.push_prompt(&state.tokens);
         let mut detokenizer = Detokenizer::new(response.skip_special_tokens.unwrap_or(true));
         for &token in &state.tokens[length.saturating_sub(DETOKENIZER_CONTEXT)..] {
@@ -103,13 +107,15 @@ impl ExecutorService {
         if !stopping.ignore_eos.unwrap_or(false) {
             stop_tokens.extend(&engine.manifest().info.eos_token_ids);
         }
-        let is_chat = !state.messages.is_empty();
+        // A prompt that is only scored has no answer that would join the conversation.
+        let is_chat = !state.messages.is_empty() && max_tokens != Some(0);
         let request = Request {
             id: request_id.clone(),
             is_chat,
             lease,
             sampler,
             logprobs,
+            prompt_logprobs,
             detokenizer,
             stop_strings,
             limits: Limits {
@@ -119,8 +125,8 @@ impl ExecutorService {
             },
             deadline,
             cancellation,
-            deltas: sender,
             guard: Box::new(claim),
+            deltas: sender,
         };
         engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
         Ok(Started { request_id, deltas })
@@ -145,7 +151,7 @@ impl ExecutorService {
 
     /// A state for one request alone, no longer than it can need.
     fn ephemeral(&self, engine: &LoadedEngine, prompt: usize, new: Option<usize>) -> Result<Lease, Failure> {
-        check_length(prompt, engine.max_seq_len())?;
+        check_length(prompt, prompt + usize::from(new != Some(0)), engine.max_seq_len())?;
         let wanted = new.map_or(usize::MAX, |new| prompt.saturating_add(new));
         let state = engine.new_state(wanted.min(engine.max_seq_len()), &self.memory);
         Ok(Lease::ephemeral(state.map_err(|error| failure::of_state(&error))?))
@@ -197,20 +203,24 @@ fn read_input(
 }
 
 /// Puts a prompt into the history, and takes what no longer holds out of the cache.
-fn begin_turn(state: &mut SessionState, prompt: Prompt) {
+fn begin_turn(state: &mut SessionState, prompt: Prompt, is_scored: bool) {
+    // The last token of the history is computed again where it predicts the first one to be scored.
+    let cached = prompt.keep.saturating_sub(usize::from(is_scored));
     state.tokens.truncate(prompt.keep);
     state.tokens.extend(prompt.new_tokens);
     state.messages = prompt.messages;
     // At least one token must be computed, or there are no logits to choose the next one from. A cache that can keep
     // nothing says so by its length: the scheduler computes every token of the history that is not in the cache.
-    state.cache.truncate(prompt.keep.min(state.tokens.len().saturating_sub(1)));
+    state.cache.truncate(cached.min(state.tokens.len().saturating_sub(1)));
 }
 
-fn check_length(length: usize, capacity: usize) -> Result<(), Failure> {
-    if length < capacity {
+/// Checks that a prompt of `length` tokens, which `needed` places are needed for, fits.
+fn check_length(length: usize, needed: usize, capacity: usize) -> Result<(), Failure> {
+    if needed <= capacity {
         return Ok(());
     }
-    let message = format!("{length} tokens and one new one do not fit the {capacity} tokens of the cache");
+    let and = if needed > length { " and one new one" } else { "" };
+    let message = format!("{length} tokens{and} do not fit the {capacity} tokens of the cache");
     Err(Failure::new(Code::InvalidArgument, reason::PROMPT_TOO_LONG, message)
         .with("prompt_tokens", length)
         .with("max_seq_len", capacity))
@@ -232,14 +242,25 @@ fn in_use(id: &str) -> Failure {
     Failure::new(Code::AlreadyExists, reason::REQUEST_ID_IN_USE, message).at_field("request_id")
 }
 
-fn logprobs(options: &ResponseOptions) -> Result<Option<usize>, Failure> {
-    match options.logprobs {
-        Some(count) if count as usize > MAX_TOP_LOGPROBS => Err(Failure::invalid_field(
-            "response.logprobs",
-            format!("logprobs is {count}: expected at most {MAX_TOP_LOGPROBS}"),
-        )),
+fn top_logprobs(field: &str, count: Option<u32>) -> Result<Option<usize>, Failure> {
+    match count {
+        Some(count) if count as usize > MAX_TOP_LOGPROBS => {
+            let name = field.rsplit('.').next().unwrap_or(field);
+            let message = format!("{name} is {count}: expected at most {MAX_TOP_LOGPROBS}");
+            Err(Failure::invalid_field(field, message))
+        }
         count => Ok(count.map(|count| count as usize)),
     }
+}
+
+fn prompt_logprobs(options: &ResponseOptions, engine: &LoadedEngine) -> Result<Option<usize>, Failure> {
+    const FIELD: &str = "response.prompt_logprobs";
+    let count = top_logprobs(FIELD, options.prompt_logprobs)?;
+    if count.is_some() && !engine.manifest().options.all_logits {
+        let message = "prompt_logprobs needs an engine compiled with all_logits, which this one is not";
+        return Err(Failure::invalid_field(FIELD, message));
+    }
+    Ok(count)
 }
 
 fn sampling_params(options: Option<&SamplingOptions>) -> SamplingParams {

@@ -14,6 +14,8 @@ pub struct Generated {
     pub token_ids: Vec<u32>,
     /// One a token, where asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Of the prompt's tokens, where asked for: what each message had.
+    pub prompt_logprobs: Vec<Vec<TokenLogprobs>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// Of the last message.
@@ -24,7 +26,8 @@ pub struct Generated {
 
 impl Generated {
     /// Reads a stream to its end, and checks what every stream promises: a finish reason, usage and timings on the last
-    /// message and on no other, one request ID, and as many output tokens as were sent.
+    /// message and on no other, one request ID, as many output tokens as were sent, and nothing of the
+    /// prompt after the first of them.
     ///
     /// # Errors
     /// The status that the stream ended with; INTERNAL when it breaks a promise.
@@ -59,6 +62,11 @@ impl Generated {
         if messages.iter().any(|message| message.request_id != request_id) {
             return Err(broken("its messages have several request IDs"));
         }
+        let output = messages.iter().position(|message| !message.token_ids.is_empty());
+        let after_output = output.map(|first| &messages[first + 1..]).unwrap_or_default();
+        if after_output.iter().any(|message| !message.prompt_logprobs.is_empty()) {
+            return Err(broken("log-probabilities of the prompt come after output"));
+        }
         let token_ids: Vec<u32> = messages.iter().flat_map(|message| message.token_ids.clone()).collect();
         if usage.output_tokens as usize != token_ids.len() {
             return Err(broken("usage counts other output tokens than were sent"));
@@ -67,6 +75,7 @@ impl Generated {
             request_id,
             deltas: messages.iter().map(|message| message.text.clone()).collect(),
             token_ids,
+            prompt_logprobs: messages.iter().map(|message| message.prompt_logprobs.clone()).collect(),
             logprobs: messages.into_iter().flat_map(|message| message.logprobs).collect(),
             finish_reason,
             usage,

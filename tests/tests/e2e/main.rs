@@ -9,6 +9,7 @@ mod engines;
 mod errors;
 mod gemma3_tokens;
 mod greedy_tokens;
+mod prompt_logprobs;
 mod sampling;
 mod sessions;
 mod sliding_windows;
