@@ -68,6 +68,10 @@ impl WeightSource for MeasuredWeights<'_> {
         self.source.read_rows(name, rows, out)
     }
 
+    fn read_elements(&self, name: &str, first: u64, out: &mut [f32]) -> Result<(), WeightError> {
+        self.source.read_elements(name, first, out)
+    }
+
     fn quantized(&self, name: &str) -> Option<QuantizedTensor> {
         self.source.quantized(name)
     }
@@ -115,7 +119,7 @@ fn millionths(error: f64) -> u64 {
 /// A matrix by the tensors that it is made of.
 fn name(matrix: &WeightExpr) -> String {
     match matrix {
-        WeightExpr::Tensor { name } => name.clone(),
+        WeightExpr::Tensor { name } | WeightExpr::Matrix { name } => name.clone(),
         WeightExpr::Rows { of, start, end } => format!("{}[{start}..{end}]", name(of)),
         WeightExpr::Transpose { of } => format!("transpose({})", name(of)),
         WeightExpr::Concat { parts } => parts.iter().map(name).collect::<Vec<_>>().join("+"),
