@@ -1,6 +1,6 @@
 //! Whole models with quantised weights, as the compiler makes them, in every cache.
 
-#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
 
 mod compare;
 mod support;
@@ -12,7 +12,7 @@ use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_backend_conformance::{Interpreter, Rng};
 use roundhouse_backend_cpu::CpuBuilder;
 use roundhouse_engine::{CacheKind, EngineOptions, Precision};
-use roundhouse_graph::{Graph, Op, Quantization, WeightFormat};
+use roundhouse_graph::{Graph, Op, Quantization, QuantizedLinearAttributes, WeightFormat};
 use support::{build, options, runtime};
 
 const MAX_SEQ_LEN: u32 = 40;
@@ -58,6 +58,18 @@ fn prefill_and_decode_are_those_of_the_interpreter() {
                 }
                 assert_close(&case, &found, &expected(&interpreter, &tokens, 0));
             }
+        }
+    }
+}
+
+#[test]
+fn every_format_is_multiplied_with() {
+    for format in FORMATS {
+        for has_offsets in [false, true] {
+            let quantization = Quantization { format, group_size: 128 };
+            let attributes = QuantizedLinearAttributes { quantization, has_offsets };
+            let options = engine_options(Precision::Bf16, CacheKind::InPlace);
+            assert!(CpuBuilder::new().multiplies_quantized(attributes, &options), "{}", format.name());
         }
     }
 }
