@@ -245,7 +245,6 @@ fn weight_elements<'a>(weights: &'a MappedWeights, tensor: &Tensor) -> Elements<
     match tensor.dtype {
         DType::F16 => Elements::F16(bytemuck::try_cast_slice::<u8, f16>(bytes).unwrap_or_default()),
         DType::Bf16 => Elements::Bf16(bytemuck::try_cast_slice::<u8, bf16>(bytes).unwrap_or_default()),
-        // Weights have no other dtype but that of bytes, which are not read as elements.
         DType::F32 | DType::I64 | DType::Bool | DType::U8 => {
             Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or_default())
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use half::{bf16, f16};
 use roundhouse_cpu_kernels::{
     AttentionArgs, AttentionSequence, Elements, Isa, KvView, LinearJob, Matrix, Scratch, StridedRows,
-    StridedRowsMut, ThreadPool, attention, linear, linear_silu_mul, rms_norm, silu_mul,
+    StridedRowsMut, ThreadPool, Weight, attention, linear, linear_silu_mul, rms_norm, silu_mul,
 };
 
 const HIDDEN: usize = 576;
@@ -131,9 +131,9 @@ fn step(pool: &ThreadPool, elements: Elements<'_>, m: usize) -> ([f64; 5], f64) 
                 let matrices = rows.iter().map(|&n| {
                     let elements = elements.slice(start..start + n * k);
                     start += n * k;
-                    Matrix { elements, rows: n, columns: k }
+                    Weight::from(Matrix { elements, rows: n, columns: k })
                 });
-                let matrices: Vec<Matrix<'_>> = matrices.collect();
+                let matrices: Vec<Weight<'_>> = matrices.collect();
                 let begun = Instant::now();
                 if gated {
                     let out = &mut outs[0];

@@ -1,5 +1,5 @@
 //! Measures products with quantised weights next to those with fp16 ones, on the shapes of Llama 3.2 1B:
-//! `cargo run --release -p roundhouse-cpu-kernels --example quantized [THREADS] [ISA] [LAYERS] [FORMAT]`.
+//! `cargo run --release -p roundhouse-cpu-kernels --example quantized [THREADS] [ISA] [LAYERS] [FORMAT|all] [TOKENS]`.
 
 use std::time::Instant;
 
@@ -136,7 +136,8 @@ fn main() {
     let threads = arguments.next().and_then(|threads| threads.parse().ok()).unwrap_or(cores);
     let isa = arguments.next().and_then(|name| Isa::named(&name)).unwrap_or_default();
     let layers = arguments.next().and_then(|layers| layers.parse().ok()).unwrap_or(16);
-    let only = arguments.next();
+    let only = arguments.next().filter(|only| only != "all");
+    let tokens: Option<usize> = arguments.next().and_then(|tokens| tokens.parse().ok());
     let pool = ThreadPool::with_isa(threads, isa);
     println!("{} threads, {}, {layers} layers", pool.threads(), isa.name());
     let memory = Memory::new(layers);
@@ -151,7 +152,7 @@ fn main() {
         }
     }
     kinds.retain(|kind| kind.format.is_none() || only.as_deref().is_none_or(|only| only == kind.name));
-    for m in [1, 2, 4, 8, 16, 32, 512] {
+    for m in tokens.map_or_else(|| vec![1, 2, 4, 8, 16, 32, 512], |tokens| vec![tokens]) {
         let mut of_fp16 = f64::NAN;
         for &kind in &kinds {
             let layers = if m < 16 { layers } else { layers.min(2) };

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::isa::Kernel;
+use crate::simd::Simd;
 use crate::{Elements, Isa, Matrix};
 
 /// How the bytes of a quantised matrix are read.
@@ -104,13 +106,36 @@ impl QuantizedMatrix<'_> {
     }
 }
 
+/// Part of a matrix's scales or offsets as fp32. The next part is asked for: it is read in one go, but not before all the
+/// values that this one belongs to.
 fn as_fp32<'a>(isa: Isa, elements: &Elements<'a>, part: Range<usize>, memory: &'a mut [f32]) -> &'a [f32] {
+    let next = part.end..(part.end + part.len()).min(elements.len());
+    match elements.slice(next) {
+        Elements::F32(next) => isa.dispatch(Prefetch(next)),
+        Elements::F16(next) => isa.dispatch(Prefetch(next)),
+        Elements::Bf16(next) => isa.dispatch(Prefetch(next)),
+    }
     if let Elements::F32(elements) = elements {
         return &elements[part];
     }
     let memory = &mut memory[..part.len()];
     crate::load(isa, elements.slice(part), memory);
     memory
+}
+
+/// Asks for all lines of a slice.
+struct Prefetch<'a, T>(&'a [T]);
+
+impl<T> Kernel for Prefetch<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const LINE_BYTES: usize = 64;
+        for element in self.0.iter().step_by(LINE_BYTES / size_of::<T>()) {
+            s.prefetch(element);
+        }
+    }
 }
 
 /// Rows of a [`QuantizedMatrix`], with scales in fp32.

@@ -2,7 +2,9 @@
 
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_engine::{BackendKind, ComputeCapabilities, EngineOptions, Precision, WeightQuantization};
-use roundhouse_graph::{AttentionAttributes, DType, Dim, Op, Rewriter, ValueId, WeightExpr};
+use roundhouse_graph::{
+    AttentionAttributes, DType, Dim, Op, Quantization, Rewriter, ValueId, WeightExpr, WeightFormat,
+};
 
 use super::*;
 use crate::exec::Workspace;
@@ -75,6 +77,22 @@ fn a_llama_layer_is_eleven_steps_and_copies_nothing() {
     let mut found = steps(&plan);
     found.sort_unstable();
     assert_eq!(found, expected);
+}
+
+#[test]
+fn quantised_weights_run_in_the_same_steps() {
+    for model in TinyModel::all() {
+        let graph = lowered(&model, &OPTIONS);
+        let plain = plan(&graph, &OPTIONS).unwrap();
+        for format in [WeightFormat::Int8, WeightFormat::Int4, WeightFormat::Fp8] {
+            let quantization = Quantization { format, group_size: 16 };
+            let (graph, report) =
+                roundhouse_lowering::weight_only_quantization(graph.clone(), quantization).unwrap();
+            assert!(report.counts["quantized_linears"] > 0, "{}", model.name);
+            let quantized = plan(&graph, &OPTIONS).unwrap();
+            assert_eq!(steps(&quantized), steps(&plain), "{}", model.name);
+        }
+    }
 }
 
 #[test]

@@ -81,9 +81,10 @@ impl Product<'_> {
 /// Every product of the group, in one parallel region: `jobs[i].out[t, n] = Σ x[t, k] · weight[n, k] + bias[n]`, or added
 /// to `out` with `accumulate`. `x` is `[m, K]` with rows `x_stride` apart.
 ///
-/// Sums are in fp32. With the instruction set `amx`, more than 8 rows and weights of 16 bits or quantised ones, each product
-/// also loses at most about 2⁻¹⁶ of itself. A row of the result does not depend on how many others there are, as long as they are at most 8
-/// (16 without `amx`), or more than that.
+/// Sums are in fp32. With the instruction set `amx`, more than 8 rows and no fp32 weights in the group, each product also loses
+/// at most about 2⁻¹⁶ of itself, and 2⁻¹⁵ with quantised weights of more than 16 bits, which are those of eight bits and
+/// those with offsets. A row of the result does not depend on how many others there are, as long as they are at most 8 (16
+/// without `amx`), or more than that.
 ///
 /// # Panics
 /// If the weights do not all have `K = columns` of the first, or a slice is shorter than its shape says.

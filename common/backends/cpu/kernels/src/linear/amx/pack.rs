@@ -155,7 +155,7 @@ pub(super) unsafe fn pack_quantized<F: Format>(weight: &QuantizedRows<'_>, panel
     let (k, row_bytes, groups) = (weight.columns, weight.row_bytes(), weight.groups());
     let steps = k.div_ceil(STEP);
     // A step is one block of one group.
-    let one_group = weight.group_size % STEP == 0;
+    let one_group = weight.group_size.is_multiple_of(STEP);
     let mut decoded = [0.0; STEP];
     for step in 0..2 * steps {
         let (first_row, column) = (step / steps * ROWS, step % steps * STEP);
