@@ -54,6 +54,10 @@ const KNOWN: [Known; 10] = [
     dense("smollm3", tensor_names::LLAMA, config::smollm3),
 ];
 
+/// More heads or experts than that are no model's. As many cannot overflow in products, nor hold up a reader that goes
+/// through them.
+const MOST: u64 = 1 << 16;
+
 /// A file's architecture.
 pub(crate) struct Architecture {
     known: &'static Known,
@@ -79,6 +83,9 @@ impl Architecture {
         }
         let key = format!("{name}.expert_count");
         let experts = metadata.u64(&key)?.unwrap_or(0);
+        if experts > MOST {
+            return Err(HubError::corrupt(&metadata.path, format!("metadata {key:?} is {experts}")));
+        }
         let known = KNOWN.iter().find(|known| known.name == name && known.experts == (experts > 0));
         let Some(known) = known else {
             let supported = if experts > 0 { "dense layers" } else { "one expert or more" };
@@ -87,8 +94,7 @@ impl Architecture {
         let count = |key: &str, otherwise: Option<u64>| -> Result<u64, HubError> {
             let key = format!("{name}.{key}");
             let count = metadata.required(&key, metadata.u64(&key)?.or(otherwise))?;
-            // More heads than that are no model's, and cannot overflow in products below.
-            if (1..=1 << 16).contains(&count) {
+            if (1..=MOST).contains(&count) {
                 Ok(count)
             } else {
                 Err(HubError::corrupt(&metadata.path, format!("metadata {key:?} is {count}")))

@@ -286,6 +286,12 @@ fn experts_are_as_many_as_the_metadata_says() {
     three.tensor("blk.0.ffn_up_exps.weight", &[8, 4, 3]);
     let mut flat = with_experts("qwen3moe");
     flat.tensor("blk.0.ffn_up_exps.weight", &[8, 8]);
+    // Many matrices of nothing.
+    let mut many = with_experts("qwen3moe");
+    many.set("qwen3moe.expert_count", Value::U32(u32::MAX));
+    many.tensor("blk.0.ffn_up_exps.weight", &[8, 0, u64::from(u32::MAX)]);
+    let error = open_gguf(&many).unwrap_err();
+    assert!(matches!(error, HubError::Corrupt { .. }), "{error}");
     for file in [three, flat] {
         let error = open_gguf(&file).unwrap_err();
         assert!(matches!(error, HubError::Corrupt { .. }), "{error}");
