@@ -90,21 +90,30 @@ impl Kind {
     }
 }
 
-/// The seconds of a step of `m` tokens through all layers: the shortest of several, and the sum of the shortest of each
-/// product, which another process on the machine disturbs less.
-fn step(pool: &ThreadPool, memory: &Memory, kind: Kind, layers: usize, m: usize) -> (f64, f64) {
-    let mut scratch = Scratch::new();
-    let x = vec![0.01; m * INTERMEDIATE];
-    let mut outs: Vec<Vec<f32>> = [INTERMEDIATE, KV, KV].iter().map(|n| vec![0.0; m * n]).collect();
-    let mut shortest = vec![f64::INFINITY; layers * LAYER.len()];
-    let mut best = f64::INFINITY;
-    for _ in 0..if m < 16 { 30 } else { 5 } {
-        let begun = Instant::now();
+/// The shortest times of a kind of weights, in seconds.
+struct Times {
+    kind: Kind,
+    /// Of a whole step.
+    step: f64,
+    /// Of each product, which another process on the machine disturbs less.
+    products: Vec<f64>,
+}
+
+impl Times {
+    fn new(kind: Kind, layers: usize) -> Self {
+        Self { kind, step: f64::INFINITY, products: vec![f64::INFINITY; layers * LAYER.len()] }
+    }
+
+    /// Runs one step of `m` tokens through all layers.
+    fn step(&mut self, pool: &ThreadPool, scratch: &mut Scratch, memory: &Memory, m: usize) {
+        let x = vec![0.01; m * INTERMEDIATE];
+        let mut outs: Vec<Vec<f32>> = [INTERMEDIATE, KV, KV].iter().map(|n| vec![0.0; m * n]).collect();
+        let step_begun = Instant::now();
         let mut start = 0;
-        let products = std::iter::repeat_n(LAYER, layers).flatten();
-        for ((_, rows, k, gated), shortest) in products.zip(&mut shortest) {
+        let products = LAYER.into_iter().cycle();
+        for ((_, rows, k, gated), shortest) in products.zip(&mut self.products) {
             let weights = rows.iter().map(|&n| {
-                let weight = memory.weight(kind, start, n, k);
+                let weight = memory.weight(self.kind, start, n, k);
                 start += n * k;
                 weight
             });
@@ -112,7 +121,7 @@ fn step(pool: &ThreadPool, memory: &Memory, kind: Kind, layers: usize, m: usize)
             let begun = Instant::now();
             if gated {
                 let out = &mut outs[0];
-                linear_silu_mul(pool, &mut scratch, &x, m, k, weights[0], weights[1], out, rows[0]);
+                linear_silu_mul(pool, scratch, &x, m, k, weights[0], weights[1], out, rows[0]);
             } else {
                 let jobs = weights.iter().zip(&mut outs).zip(rows).map(|((&weight, out), &n)| LinearJob {
                     weight,
@@ -121,13 +130,32 @@ fn step(pool: &ThreadPool, memory: &Memory, kind: Kind, layers: usize, m: usize)
                     out,
                     out_stride: n,
                 });
-                linear(pool, &mut scratch, &x, m, k, &mut jobs.collect::<Vec<_>>());
+                linear(pool, scratch, &x, m, k, &mut jobs.collect::<Vec<_>>());
             }
             *shortest = begun.elapsed().as_secs_f64().min(*shortest);
         }
-        best = begun.elapsed().as_secs_f64().min(best);
+        self.step = step_begun.elapsed().as_secs_f64().min(self.step);
     }
-    (best, shortest.iter().sum())
+
+    fn print(&self, m: usize, of_fp16: f64) {
+        let best: f64 = self.products.iter().sum();
+        let layers = (self.products.len() / LAYER.len()) as f64;
+        let group = match (self.kind.format, self.kind.group_size) {
+            (None, _) => String::new(),
+            (_, 0) => " a group a row".to_owned(),
+            (_, size) => format!(" groups of {size}"),
+        };
+        println!(
+            "{m} tokens, {}{group}{}: {:.1} ms (best of each {:.1} ms), {:.1} GB/s, {:.0} GFLOP/s, {:.2} x fp16",
+            self.kind.name,
+            if self.kind.with_offsets { " with offsets" } else { "" },
+            self.step * 1e3,
+            best * 1e3,
+            self.kind.layer_bytes() * layers / best / 1e9,
+            2.0 * LAYER_WEIGHTS as f64 * layers * m as f64 / best / 1e9,
+            of_fp16 / best,
+        );
+    }
 }
 
 fn main() {
@@ -152,30 +180,15 @@ fn main() {
         }
     }
     kinds.retain(|kind| kind.format.is_none() || only.as_deref().is_none_or(|only| only == kind.name));
+    let mut scratch = Scratch::new();
     for m in tokens.map_or_else(|| vec![1, 2, 4, 8, 16, 32, 512], |tokens| vec![tokens]) {
-        let mut of_fp16 = f64::NAN;
-        for &kind in &kinds {
-            let layers = if m < 16 { layers } else { layers.min(2) };
-            let (whole, best) = step(&pool, &memory, kind, layers, m);
-            if kind.format.is_none() {
-                of_fp16 = best;
-            }
-            let group = match (kind.format, kind.group_size) {
-                (None, _) => String::new(),
-                (_, 0) => " a group a row".to_owned(),
-                (_, size) => format!(" groups of {size}"),
-            };
-            println!(
-                "{} tokens, {}{group}{}: {:.1} ms (best of each {:.1} ms), {:.1} GB/s, {:.0} GFLOP/s, {:.2} x fp16",
-                m,
-                kind.name,
-                if kind.with_offsets { " with offsets" } else { "" },
-                whole * 1e3,
-                best * 1e3,
-                kind.layer_bytes() * layers as f64 / best / 1e9,
-                2.0 * (LAYER_WEIGHTS * layers * m) as f64 / best / 1e9,
-                of_fp16 / best,
-            );
+        let (layers, rounds) = if m < 16 { (layers, 30) } else { (layers.min(2), 5) };
+        let mut times: Vec<Times> = kinds.iter().map(|&kind| Times::new(kind, layers)).collect();
+        // In turn, so that whatever else the machine does meets all kinds.
+        for _ in 0..rounds {
+            times.iter_mut().for_each(|times| times.step(&pool, &mut scratch, &memory, m));
         }
+        let of_fp16 = times[0].products.iter().sum();
+        times.iter().for_each(|times| times.print(m, of_fp16));
     }
 }
