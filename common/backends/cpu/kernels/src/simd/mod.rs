@@ -25,6 +25,7 @@ pub(crate) const E4M3_FACTOR: f32 = 256.0;
 /// The bits of an fp16 that a number in E4M3 is when its sign is extended and it is shifted by 7: the sign, four bits of
 /// exponent, which the number's bias of 7 instead of 15 makes [`E4M3_FACTOR`] times too small, and three of mantissa.
 /// Subnormals of one are subnormals of the other.
+#[cfg(target_arch = "x86_64")]
 const E4M3_IN_F16: u16 = 0xbf80;
 
 /// The vector operations of an instruction set. A value of the type is proof that the machine has it, so arithmetic is
