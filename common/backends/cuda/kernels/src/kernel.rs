@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::parameter::Parameter;
 use crate::source::Header;
 use crate::{
-    AttentionCombine, AttentionDecode, AttentionPrefill, Embedding, Linear, Norm, RotaryAppend, SelectRows,
+    AttentionCombine, AttentionDecode, AttentionPrefill, Binary, Embedding, Linear, Map, Norm, Numbers,
+    RotaryAppend, Router, SelectRows, Softmax,
 };
 
 /// What a specialisation says of itself.
@@ -59,6 +60,11 @@ kernels!(
     AttentionDecode,
     AttentionCombine,
     AttentionPrefill,
+    Map,
+    Binary,
+    Numbers,
+    Softmax,
+    Router,
 );
 
 impl Kernel {

@@ -21,6 +21,7 @@
 
 mod attention;
 mod element;
+mod elementwise;
 mod embedding;
 mod kernel;
 mod launch;
@@ -28,6 +29,7 @@ mod linear;
 mod norm;
 mod parameter;
 mod rotary;
+mod softmax;
 mod source;
 
 pub mod step;
@@ -35,6 +37,7 @@ pub mod step;
 pub use attention::{
     AttentionCombine, AttentionDecode, AttentionMethod, AttentionPrefill, MAX_GROUP, QUERY_TILE,
 };
+pub use elementwise::{Binary, Map, Numbers};
 pub use embedding::{Embedding, SelectRows};
 pub use kernel::Kernel;
 pub use launch::Launch;
@@ -42,4 +45,5 @@ pub use linear::{Activation, Epilogue, Linear, Method, Prologue, Weight};
 pub use norm::{Norm, NormKind};
 pub use parameter::{Parameter, ParameterKind};
 pub use rotary::{HeadNorm, RotaryAppend};
+pub use softmax::{Router, Softmax};
 pub use source::{translation_unit, translation_unit_on};

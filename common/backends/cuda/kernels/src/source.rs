@@ -41,6 +41,9 @@ headers! {
     Step = "step.cuh" needs [];
     Weights = "weights.cuh" needs [Elements];
     Epilogue = "epilogue.cuh" needs [Elements];
+    Activation = "activation.cuh" needs [];
+    Elementwise = "elementwise.cuh" needs [Elements, Activation];
+    Softmax = "softmax.cuh" needs [Elements, Reductions];
     Embedding = "embedding.cuh" needs [Elements];
     Norm = "norm.cuh" needs [Elements, Reductions];
     Rotary = "rotary.cuh" needs [Elements, Reductions, Step];
