@@ -60,6 +60,8 @@ template <typename T> inline T __shfl_down_sync(u32, T v, int by) {
 template <typename T> inline T atomicAdd(T* p, T v) { const T old = *p; *p = old + v; return old; }
 template <typename T> inline T atomicMax(T* p, T v) { const T old = *p; if (v > old) *p = v; return old; }
 
+template <typename T> inline T atomicExch(T* p, T v) { const T old = *p; *p = v; return old; }
+
 inline void launch_dependents() {}
 inline void wait_for_previous() {}
 inline uint4 load16(const void* p) {

@@ -12,20 +12,33 @@ struct EpilogueArguments {
 };
 
 // OUTPUT is float or the activations' type T. `up` is the product with the other half of the weight, if gated.
+// What is added can be loaded ahead: the bias before the kernel before has ended, the residual after.
 template <typename OUTPUT, bool BIAS, int FUNCTION, bool GATED_, bool SOFT_CAP, bool RESIDUAL> struct Epilogue {
   static constexpr bool GATED = GATED_;
+  struct Bias {
+    float gate, up;
+  };
 
-  template <typename T> DEVICE_STATIC void store(const EpilogueArguments& a, int row, int j, float v, float up) {
+  template <typename T> DEVICE_STATIC Bias load_bias(const EpilogueArguments& a, int j) {
+    Bias bias = {0.f, 0.f};
     if (BIAS) {
-      v += to_float(static_cast<const T*>(a.bias)[j]);
-      if (GATED) up += to_float(static_cast<const T*>(a.bias)[a.n + j]);
+      bias.gate = to_float(static_cast<const T*>(a.bias)[j]);
+      if (GATED) bias.up = to_float(static_cast<const T*>(a.bias)[a.n + j]);
     }
-    v = activate<FUNCTION>(v);
-    if (GATED) v *= up;
+    return bias;
+  }
+  template <typename T> DEVICE_STATIC float load_residual(const EpilogueArguments& a, int row, int j) {
+    return RESIDUAL ? to_float(static_cast<const T*>(a.residual)[static_cast<i64>(row) * a.residual_stride + j]) : 0.f;
+  }
+  DEVICE_STATIC void store(const EpilogueArguments& a, int row, int j, float v, float up, Bias bias, float residual) {
+    v = activate<FUNCTION>(v + bias.gate);
+    if (GATED) v *= up + bias.up;
     v *= a.output_scale;
     if (SOFT_CAP) v = soft_capped(v, a.soft_cap);
-    if (RESIDUAL) v += to_float(static_cast<const T*>(a.residual)[static_cast<i64>(row) * a.residual_stride + j]);
-    static_cast<OUTPUT*>(a.y)[static_cast<i64>(row) * a.y_stride + j] = from_float<OUTPUT>(v);
+    static_cast<OUTPUT*>(a.y)[static_cast<i64>(row) * a.y_stride + j] = from_float<OUTPUT>(v + residual);
+  }
+  template <typename T> DEVICE_STATIC void store(const EpilogueArguments& a, int row, int j, float v, float up) {
+    store(a, row, j, v, up, load_bias<T>(a, j), load_residual<T>(a, row, j));
   }
 };
 

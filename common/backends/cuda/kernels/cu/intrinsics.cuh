@@ -142,7 +142,7 @@ DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
 template <typename T> DEVICE void multiply_tile(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 #define MULTIPLY_TILE(T, name)                                                                               \
   template <> DEVICE void multiply_tile<T>(float(&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {   \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                      \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                      \
                  ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                \
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                            \
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                    \

@@ -47,23 +47,30 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
-      if (k0 + u * SPLIT * STEP >= columns) break;
       const int k = k0 + u * SPLIT * STEP + t * CHUNK;
-      u32 a0[CHUNK / 2], a1[CHUNK / 2];
-      const int of_scale = k < columns ? k : 0;
-      W::template pairs<T>(bytes[u][0], row0, of_scale, a0);
-      W::template pairs<T>(bytes[u][1], row1, of_scale, a1);
+      // Past the end the weight counts as zeros, and the first columns do as well as any.
+      const int from_k = k < columns ? k : 0;
+      uint4 h[TILES][CHUNK / 8];
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
         const int row = first_row + i * 8 + g;
-        const bool valid = row < rows && k < columns;
-        const T* from = x + static_cast<i64>(row) * x_stride + k;
+        const T* from = x + static_cast<i64>(row < rows ? row : rows - 1) * x_stride + from_k;
 #pragma unroll
-        for (int e = 0; e < CHUNK; e += 8) {
-          uint4 h = make_uint4(0, 0, 0, 0);
-          if (valid) h = load16(from + e);
-          multiply_tile<T>(c[i], a0[e / 2], a1[e / 2], a0[e / 2 + 1], a1[e / 2 + 1], h.x, h.y);
-          multiply_tile<T>(c[i], a0[e / 2 + 2], a1[e / 2 + 2], a0[e / 2 + 3], a1[e / 2 + 3], h.z, h.w);
+        for (int e = 0; e < CHUNK / 8; e++) h[i][e] = load16(from + e * 8);
+      }
+      u32 a0[CHUNK / 2], a1[CHUNK / 2];
+      W::template pairs<T>(bytes[u][0], row0, from_k, a0);
+      W::template pairs<T>(bytes[u][1], row1, from_k, a1);
+      if (!W::ZERO_IS_ZERO && k >= columns) {
+#pragma unroll
+        for (int e = 0; e < CHUNK / 2; e++) a0[e] = a1[e] = 0u;
+      }
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+#pragma unroll
+        for (int e = 0; e < CHUNK / 8; e++) {
+          multiply_tile<T>(c[i], a0[4 * e], a1[4 * e], a0[4 * e + 1], a1[4 * e + 1], h[i][e].x, h[i][e].y);
+          multiply_tile<T>(c[i], a0[4 * e + 2], a1[4 * e + 2], a0[4 * e + 3], a1[4 * e + 3], h[i][e].z, h[i][e].w);
         }
       }
     }
@@ -103,7 +110,11 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
     }
   }
 }
+// Blocks that fit a multiprocessor with the registers that so many sums and weights take.
+constexpr int linear_tensor_blocks(int rows, int chunk) {
+  return rows > 32 || (rows > 16 && chunk > 16) ? 1 : rows > 8 ? 2 : 3;
+}
 #define INSTANTIATE_LINEAR_TENSOR(name, T, W, ROWS, SPLIT, E)                               \
-  KERNEL(256, ROWS > 32 ? 1 : ROWS > 8 ? 2 : 3) name(LINEAR_PARAMETERS(T)) {                \
+  KERNEL(256, linear_tensor_blocks(ROWS, UNPACK_TYPE W::CHUNK)) name(LINEAR_PARAMETERS(T)) { \
     linear_tensor<T, UNPACK_TYPE W, ROWS, SPLIT, UNPACK_TYPE E>(LINEAR_ARGUMENTS);          \
   }

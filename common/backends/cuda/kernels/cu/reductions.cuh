@@ -10,10 +10,11 @@ DEVICE float warp_max(float v) {
   for (int offset = 16; offset > 0; offset >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
   return v;
 }
-// The sum over the block, for every thread. `scratch` is 32 floats that nothing else uses between two barriers.
-DEVICE float block_sum(float v, float* scratch) {
+// The sum over the block, for every thread. `scratch` is 32 floats; `used` says whether some thread may still read what is in
+// them.
+DEVICE float block_sum(float v, float* scratch, bool used = true) {
   v = warp_sum(v);
-  __syncthreads();
+  if (used) __syncthreads();
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = v;
   __syncthreads();
   float total = 0.f;

@@ -1,6 +1,6 @@
 // How weights are read: rows of `columns` elements, as floats or as few bits with a scale (and an offset) a group.
 //
-// A format gives CHUNK, the elements in 16 bytes; `row`, a row's first byte; `element`, one element; `values`, a chunk from
+// A format gives CHUNK, the elements in 16 bytes; ZERO_IS_ZERO, whether bytes of 0 are zeros; `row`, a row's first byte; `element`, one element; `values`, a chunk from
 // column k on in fp32; `pairs`, a chunk as pairs of T for the tensor cores, times `pair_factor`.
 
 // The scales of one row, and its offsets.
@@ -25,6 +25,7 @@ template <> struct ScaleShift<f16> {
 };
 
 template <typename T> struct FloatWeight {
+  static constexpr bool ZERO_IS_ZERO = true;
   static constexpr int CHUNK = Chunk<T>::N;
   struct Row {
     DEVICE Row(const void*, const void*, int, i64) {}
@@ -56,6 +57,7 @@ template <typename T> DEVICE u32 scaled_pair(u32 pair, float scale, float offset
 
 // Groups are whole eighths, so eight elements have one scale.
 #define QUANTIZED_WEIGHT(PER_BYTE)                                                                         \
+  static constexpr bool ZERO_IS_ZERO = false;                                                              \
   static constexpr int CHUNK = 16 * PER_BYTE;                                                              \
   using Row = Scales<GROUP, OFFSETS, S>;                                                                   \
   DEVICE_STATIC const u8* row(const void* weight, int columns, i64 index) {                                \

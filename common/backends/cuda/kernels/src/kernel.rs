@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::parameter::Parameter;
 use crate::source::Header;
 use crate::{
-    AttentionCombine, AttentionDecode, AttentionPrefill, Binary, Embedding, Linear, Map, Norm, Numbers,
-    RotaryAppend, Router, SelectRows, Softmax,
+    ArgMax, AttentionCombine, AttentionDecode, AttentionPrefill, Binary, Embedding, ExpertsDown,
+    ExpertsGateUp, Linear, Map, Norm, Numbers, RotaryAppend, Router, Sample, SelectRows, Softmax,
 };
 
 /// What a specialisation says of itself.
@@ -65,6 +65,10 @@ kernels!(
     Numbers,
     Softmax,
     Router,
+    ExpertsGateUp,
+    ExpertsDown,
+    ArgMax,
+    Sample,
 );
 
 impl Kernel {

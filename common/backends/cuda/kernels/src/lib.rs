@@ -24,12 +24,14 @@ mod compiler;
 mod element;
 mod elementwise;
 mod embedding;
+mod experts;
 mod kernel;
 mod launch;
 mod linear;
 mod norm;
 mod parameter;
 mod rotary;
+mod sampling;
 mod softmax;
 mod source;
 
@@ -41,11 +43,13 @@ pub use attention::{
 pub use compiler::{CompileError, KernelCompiler};
 pub use elementwise::{Binary, Map, Numbers};
 pub use embedding::{Embedding, SelectRows};
+pub use experts::{ExpertsDown, ExpertsGateUp};
 pub use kernel::Kernel;
 pub use launch::Launch;
 pub use linear::{Activation, Epilogue, Linear, Method, Prologue, Weight};
 pub use norm::{Norm, NormKind};
 pub use parameter::{Parameter, ParameterKind};
 pub use rotary::{HeadNorm, RotaryAppend};
+pub use sampling::{ArgMax, Sample, SampleRow};
 pub use softmax::{Router, Softmax};
 pub use source::{translation_unit, translation_unit_on};

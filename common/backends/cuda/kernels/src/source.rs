@@ -47,6 +47,8 @@ headers! {
     Embedding = "embedding.cuh" needs [Elements];
     Norm = "norm.cuh" needs [Elements, Reductions];
     Rotary = "rotary.cuh" needs [Elements, Reductions, Step];
+    Experts = "experts.cuh" needs [Activation, Elements, Reductions];
+    Sampling = "sampling.cuh" needs [];
     LinearAny = "linear_any.cuh" needs [Weights, Epilogue, Reductions];
     LinearRows = "linear_rows.cuh" needs [Weights, Epilogue, Reductions];
     LinearTensor = "linear_tensor.cuh" needs [Weights, Epilogue];

@@ -91,7 +91,9 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                     variants.push((index, rows, Method::Tensor { rows, split }, Weight::Float));
                 }
             }
-            variants.push((index, 512, Method::Tiles, Weight::Float));
+            if product.n <= 8192 {
+                variants.push((index, 512, Method::Tiles, Weight::Float));
+            }
         }
         if product.name.starts_with("8b") {
             for weight in [int4, int8] {
