@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod compiler;
 mod element;
 mod elementwise;
 mod embedding;
@@ -37,6 +38,7 @@ pub mod step;
 pub use attention::{
     AttentionCombine, AttentionDecode, AttentionMethod, AttentionPrefill, MAX_GROUP, QUERY_TILE,
 };
+pub use compiler::{CompileError, KernelCompiler};
 pub use elementwise::{Binary, Map, Numbers};
 pub use embedding::{Embedding, SelectRows};
 pub use kernel::Kernel;
