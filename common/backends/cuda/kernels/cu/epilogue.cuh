@@ -1,0 +1,59 @@
+// What is done to products before they are stored: + bias, activation (of the gate), · scale, soft cap, + residual.
+
+struct EpilogueArguments {
+  const void* bias;
+  const void* residual;
+  int residual_stride;
+  void* y;
+  int y_stride;
+  int n;
+  float output_scale;
+  float soft_cap;
+};
+
+enum Function { IDENTITY = 0, SILU = 1, GELU = 2, GELU_TANH = 3 };
+
+DEVICE float activate(int function, float x) {
+  switch (function) {
+    case SILU:
+      return x / (1.f + exp2_fast(-1.4426950408889634f * x));
+    case GELU:
+      return 0.5f * x * (1.f + erff(x * 0.7071067811865476f));
+    case GELU_TANH:
+      return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+    default:
+      return x;
+  }
+}
+
+// OUTPUT is float or the activations' type T. `up` is the product with the other half of the weight, if gated.
+template <typename OUTPUT, bool BIAS, int FUNCTION, bool GATED_, bool SOFT_CAP, bool RESIDUAL> struct Epilogue {
+  static constexpr bool GATED = GATED_;
+
+  template <typename T> DEVICE_STATIC void store(const EpilogueArguments& a, int row, int j, float v, float up) {
+    if (BIAS) {
+      v += to_float(static_cast<const T*>(a.bias)[j]);
+      if (GATED) up += to_float(static_cast<const T*>(a.bias)[a.n + j]);
+    }
+    v = activate(FUNCTION, v);
+    if (GATED) v *= up;
+    v *= a.output_scale;
+    if (SOFT_CAP) v = a.soft_cap * tanhf(v / a.soft_cap);
+    if (RESIDUAL) v += to_float(static_cast<const T*>(a.residual)[static_cast<i64>(row) * a.residual_stride + j]);
+    static_cast<OUTPUT*>(a.y)[static_cast<i64>(row) * a.y_stride + j] = from_float<OUTPUT>(v);
+  }
+};
+
+// The arguments of every linear kernel.
+#define LINEAR_PARAMETERS(T)                                                                                          \
+  const T *x, int x_stride, const T *norm_weight, const T *norm_bias, float epsilon, const void *weight,              \
+      const void *scales, const void *offsets, const void *bias, const void *residual, int residual_stride, void *y,  \
+      int y_stride, int n, int columns, int rows, float output_scale, float soft_cap, int flags
+#define LINEAR_EPILOGUE \
+  const EpilogueArguments epilogue = {bias, residual, residual_stride, y, y_stride, n, output_scale, soft_cap}
+// The same, handed on.
+#define LINEAR_ARGUMENTS                                                                                          \
+  x, x_stride, norm_weight, norm_bias, epsilon, weight, scales, offsets, bias, residual, residual_stride, y,      \
+      y_stride, n, columns, rows, output_scale, soft_cap, flags
+// A type in parentheses, which keep its commas together in a macro's argument.
+#define UNPACK_TYPE(...) __VA_ARGS__

@@ -3,7 +3,7 @@
 use roundhouse_graph::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::element::c_type;
+use crate::element::{c_type, flag};
 use crate::parameter::{Parameter, float, int, long, pointer};
 use crate::source::Header;
 use crate::{Launch, kernel::Specialization};
@@ -18,14 +18,17 @@ pub const QUERY_TILE: u32 = 64;
 const MAX_SPLITS: u32 = 128;
 const DECODE_WARPS: u32 = 4;
 const PREFILL_WARPS: u32 = 4;
-const PREFILL_KEYS: u32 = 64;
+const PREFILL_STAGES: u32 = 2;
 const COMBINE_THREADS: u32 = 128;
 
 /// What the scores are computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AttentionMethod {
     /// Tensor cores: fp16 and bf16.
-    Tensor,
+    Tensor {
+        /// Whether more than 8 query heads share one of keys; 8 are fewer registers.
+        wide: bool,
+    },
     /// Fused multiply-adds: any type.
     MultiplyAdd,
 }
@@ -52,7 +55,8 @@ impl AttentionDecode {
     pub fn new(dtype: DType, head_dim: u32, group: u32) -> Self {
         let halves = matches!(dtype, DType::F16 | DType::Bf16);
         let tensor = halves && head_dim >= 32 && head_dim.is_multiple_of(8) && group <= MAX_GROUP;
-        let method = if tensor { AttentionMethod::Tensor } else { AttentionMethod::MultiplyAdd };
+        let method =
+            if tensor { AttentionMethod::Tensor { wide: group > 8 } } else { AttentionMethod::MultiplyAdd };
         Self { dtype, head_dim, method }
     }
 
@@ -73,7 +77,7 @@ impl AttentionDecode {
     #[must_use]
     pub fn launch(&self, rows: u32, q_heads: u32, kv_heads: u32, splits: u32) -> Launch {
         let (heads, states) = match self.method {
-            AttentionMethod::Tensor => (kv_heads, DECODE_WARPS * 16),
+            AttentionMethod::Tensor { wide } => (kv_heads, DECODE_WARPS * if wide { 16 } else { 8 }),
             AttentionMethod::MultiplyAdd => (q_heads, DECODE_WARPS),
         };
         Launch {
@@ -87,14 +91,17 @@ impl AttentionDecode {
 impl Specialization for AttentionDecode {
     fn name(&self) -> String {
         match self.method {
-            AttentionMethod::Tensor => format!("attention_decode_tensor_{}_d{}", self.dtype, self.head_dim),
+            AttentionMethod::Tensor { wide } => {
+                let heads = if wide { 16 } else { 8 };
+                format!("attention_decode_tensor_{}_d{}_g{heads}", self.dtype, self.head_dim)
+            }
             AttentionMethod::MultiplyAdd => format!("attention_decode_fma_{}", self.dtype),
         }
     }
 
     fn header(&self) -> Header {
         match self.method {
-            AttentionMethod::Tensor => Header::AttentionDecodeTensor,
+            AttentionMethod::Tensor { .. } => Header::AttentionDecodeTensor,
             AttentionMethod::MultiplyAdd => Header::AttentionDecodeFma,
         }
     }
@@ -102,8 +109,12 @@ impl Specialization for AttentionDecode {
     fn instantiation(&self) -> String {
         let (name, dtype) = (self.name(), c_type(self.dtype));
         match self.method {
-            AttentionMethod::Tensor => {
-                format!("INSTANTIATE_ATTENTION_DECODE_TENSOR({name}, {dtype}, {})", self.head_dim)
+            AttentionMethod::Tensor { wide } => {
+                format!(
+                    "INSTANTIATE_ATTENTION_DECODE_TENSOR({name}, {dtype}, {}, {})",
+                    self.head_dim,
+                    flag(wide)
+                )
             }
             AttentionMethod::MultiplyAdd => format!("INSTANTIATE_ATTENTION_DECODE_FMA({name}, {dtype})"),
         }
@@ -204,12 +215,12 @@ impl AttentionPrefill {
     #[must_use]
     pub fn launch(&self, tiles: u32, q_heads: u32) -> Launch {
         // Rows are padded to whole steps of the tensor cores, and by 16 bytes against bank conflicts.
-        let row = self.head_dim.next_multiple_of(16) + 8;
-        let stages = if self.head_dim > 128 { 1 } else { 2 };
+        let row = self.head_dim.next_multiple_of(32) + 8;
+        let keys = if self.head_dim > 128 { 32 } else { 64 };
         Launch {
             grid: [tiles, q_heads, 1],
             block: PREFILL_WARPS * 32,
-            shared_bytes: 2 * stages * PREFILL_KEYS * row * 2,
+            shared_bytes: 2 * PREFILL_STAGES * keys * row * 2,
         }
     }
 }
