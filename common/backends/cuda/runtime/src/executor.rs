@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use roundhouse_backend::BackendError;
 use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Memory, Module, Pinned, Stream};
-use roundhouse_cuda_kernels::Kernel;
 use roundhouse_cuda_plan::{
     Argument, Attended, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, launches, scratch_bytes,
 };
@@ -39,7 +38,8 @@ pub(crate) struct Executor {
     plan: Plan,
     context: LaunchContext,
     module: Module,
-    functions: HashMap<Kernel, Function>,
+    /// By the kernel's name.
+    functions: HashMap<String, Function>,
     weights: DeviceWeights,
     constants: Vec<u64>,
     _constant_memory: Memory,
@@ -117,9 +117,9 @@ impl Executor {
     /// Finds every kernel now: what is missing is a broken engine, and a recording must not load any.
     fn look_up(&mut self, target: ComputeCapability) -> Result<(), BackendError> {
         for kernel in roundhouse_cuda_plan::kernels(&self.plan, target)? {
-            let function = self.device.function(self.module, &kernel.name());
-            let function = function.map_err(|error| error::device(&error))?;
-            self.functions.insert(kernel, function);
+            let name = kernel.name();
+            let function = self.device.function(self.module, &name).map_err(|error| error::device(&error))?;
+            self.functions.insert(name, function);
         }
         Ok(())
     }
@@ -150,9 +150,9 @@ impl Executor {
         logits: &mut [&mut Vec<f32>],
     ) -> Result<(), DeviceError> {
         let exact = shape(parts, self.logits_of_all);
-        let bucket = self.bucket(parts, exact);
+        let bucket = self.bucket(exact);
         let shape = match bucket {
-            Some(rows) => StepShape { tokens: rows, selected: rows, ..exact },
+            Some(rows) => StepShape { tokens: rows, selected: rows, selects_all: true, ..exact },
             None => exact,
         };
         let bytes = BlockLayout::new(shape).bytes;
@@ -175,9 +175,9 @@ impl Executor {
         self.collect(parts, shape, logits)
     }
 
-    /// The rows of the recording that does a step: one row a sequence, all of whose logits are wanted.
-    fn bucket(&self, parts: &[Part<'_>], exact: StepShape) -> Option<usize> {
-        let decodes = exact.attended.tiles == 0 && exact.selects_all && parts.len() == exact.tokens;
+    /// The rows of the recording that does a step: one row a sequence. All logits are computed, whichever are wanted.
+    fn bucket(&self, exact: StepShape) -> Option<usize> {
+        let decodes = exact.attended.tiles == 0;
         let rows = exact.tokens.next_power_of_two();
         let most = LARGEST_RECORDED.min(self.plan.limits.tokens).min(self.plan.limits.rows);
         (decodes && rows <= most).then_some(rows)
@@ -216,8 +216,9 @@ impl Executor {
 
     fn resolve(&self, planned: PlannedLaunch, layout: BlockLayout) -> Result<Ready, DeviceError> {
         let PlannedLaunch { kernel, launch, arguments } = planned;
-        let function = self.functions.get(&kernel).copied();
-        let function = function.ok_or_else(|| DeviceError::Failed(format!("no kernel {}", kernel.name())))?;
+        let name = kernel.name();
+        let function = self.functions.get(&name).copied();
+        let function = function.ok_or_else(|| DeviceError::Failed(format!("no kernel {name}")))?;
         let block = |offset: usize| self.block.address() + offset as u64;
         let argument = |argument: Argument| match argument {
             Argument::Null => 0,
