@@ -11,21 +11,6 @@ struct EpilogueArguments {
   float soft_cap;
 };
 
-enum Function { IDENTITY = 0, SILU = 1, GELU = 2, GELU_TANH = 3 };
-
-DEVICE float activate(int function, float x) {
-  switch (function) {
-    case SILU:
-      return x / (1.f + exp2_fast(-1.4426950408889634f * x));
-    case GELU:
-      return 0.5f * x * (1.f + erff(x * 0.7071067811865476f));
-    case GELU_TANH:
-      return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-    default:
-      return x;
-  }
-}
-
 // OUTPUT is float or the activations' type T. `up` is the product with the other half of the weight, if gated.
 template <typename OUTPUT, bool BIAS, int FUNCTION, bool GATED_, bool SOFT_CAP, bool RESIDUAL> struct Epilogue {
   static constexpr bool GATED = GATED_;
@@ -35,10 +20,10 @@ template <typename OUTPUT, bool BIAS, int FUNCTION, bool GATED_, bool SOFT_CAP, 
       v += to_float(static_cast<const T*>(a.bias)[j]);
       if (GATED) up += to_float(static_cast<const T*>(a.bias)[a.n + j]);
     }
-    v = activate(FUNCTION, v);
+    v = activate<FUNCTION>(v);
     if (GATED) v *= up;
     v *= a.output_scale;
-    if (SOFT_CAP) v = a.soft_cap * tanhf(v / a.soft_cap);
+    if (SOFT_CAP) v = soft_capped(v, a.soft_cap);
     if (RESIDUAL) v += to_float(static_cast<const T*>(a.residual)[static_cast<i64>(row) * a.residual_stride + j]);
     static_cast<OUTPUT*>(a.y)[static_cast<i64>(row) * a.y_stride + j] = from_float<OUTPUT>(v);
   }

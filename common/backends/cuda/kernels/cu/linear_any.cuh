@@ -48,8 +48,14 @@ template <typename T, typename W> DEVICE void linear_any(LINEAR_PARAMETERS(T)) {
     if (has_bias) v[part] += to_float(static_cast<const T*>(bias)[index]);
   }
   if (lane != 0) return;
-  float out = activate(function, v[0]) * (gated ? v[1] : 1.f) * output_scale;
-  if (cap) out = soft_cap * tanhf(out / soft_cap);
+  float out = v[0];
+  switch (function) {
+    case 1: out = activate<1>(out); break;
+    case 2: out = activate<2>(out); break;
+    case 3: out = activate<3>(out); break;
+  }
+  out *= (gated ? v[1] : 1.f) * output_scale;
+  if (cap) out = soft_capped(out, soft_cap);
   if (has_residual) out += to_float(static_cast<const T*>(residual)[static_cast<i64>(row) * residual_stride + j]);
   const i64 at = static_cast<i64>(row) * y_stride + j;
   if (float_output) static_cast<float*>(y)[at] = out;

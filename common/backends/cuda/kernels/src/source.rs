@@ -40,7 +40,7 @@ headers! {
     Reductions = "reductions.cuh" needs [];
     Step = "step.cuh" needs [];
     Weights = "weights.cuh" needs [Elements];
-    Epilogue = "epilogue.cuh" needs [Elements];
+    Epilogue = "epilogue.cuh" needs [Activation, Elements];
     Activation = "activation.cuh" needs [];
     Elementwise = "elementwise.cuh" needs [Elements, Activation];
     Softmax = "softmax.cuh" needs [Elements, Reductions];
