@@ -26,7 +26,7 @@ impl BuildProgress for Unwatched {
 }
 
 /// The options of an engine for the usual GPU of `builder`.
-pub fn options(precision: Precision, cache: CacheKind, max_seq_len: u32, max_batch_size: u32) -> EngineOptions {
+pub(crate) fn options(precision: Precision, cache: CacheKind, max_seq_len: u32, max_batch_size: u32) -> EngineOptions {
     EngineOptions {
         precision,
         cache,
@@ -41,7 +41,7 @@ pub fn options(precision: Precision, cache: CacheKind, max_seq_len: u32, max_bat
 }
 
 /// Builds an engine of the model of a config into a folder.
-pub fn build(
+pub(crate) fn build(
     builder: &dyn Builder,
     name: &str,
     config: &Value,

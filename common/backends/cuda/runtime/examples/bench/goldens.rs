@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
-use roundhouse_backend::{Builder, LogitsRequest, Model, Runtime, Sequence};
+use roundhouse_backend::{Builder, LogitsRequest, Runtime, Sequence};
 use roundhouse_backend_conformance::{MemoryWeights, Rng};
 use roundhouse_engine::{CacheKind, Precision};
 use serde::Deserialize;
@@ -16,9 +16,9 @@ const MAX_SEQ_LEN: u32 = 12;
 
 /// A tiny model and what Transformers computes with it.
 #[derive(Debug, Deserialize)]
-pub struct Golden {
+pub(crate) struct Golden {
     /// For messages.
-    pub name: String,
+    pub(crate) name: String,
     config: Value,
     /// Shapes by name.
     tensors: BTreeMap<String, Vec<usize>>,
@@ -39,7 +39,7 @@ impl Golden {
 
     /// Runs its sequences through an engine, first their prompts together and then a token at a time; how far logits are
     /// from Transformers' at the most, as a part of the largest.
-    pub fn difference(
+    pub(crate) fn difference(
         &self,
         builder: &dyn Builder,
         runtime: &dyn Runtime,

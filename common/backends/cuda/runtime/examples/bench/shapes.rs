@@ -7,18 +7,18 @@ use roundhouse_backend::{WeightError, WeightSource};
 use serde_json::{Value, json};
 
 /// A model of a published shape.
-pub struct Shape {
+pub(crate) struct Shape {
     /// Its config.json.
-    pub config: Value,
+    pub(crate) config: Value,
     /// The checkpoint's tensors.
-    pub weights: RandomWeights,
+    pub(crate) weights: RandomWeights,
 }
 
 /// Weights that follow from their places: small numbers around 0, and around 1 for norms.
-pub struct RandomWeights(BTreeMap<String, Vec<u64>>);
+pub(crate) struct RandomWeights(BTreeMap<String, Vec<u64>>);
 
 /// The names of all shapes.
-pub const NAMES: [&str; 6] = ["gpt2", "qwen2.5-0.5b", "gemma-3-1b", "llama-3.2-1b", "qwen2.5-7b", "llama-3.1-8b"];
+pub(crate) const NAMES: [&str; 6] = ["gpt2", "qwen2.5-0.5b", "gemma-3-1b", "llama-3.2-1b", "qwen2.5-7b", "llama-3.1-8b"];
 
 /// The sizes of a decoder of the Llama kind.
 struct Sizes {
@@ -37,7 +37,7 @@ struct Sizes {
 
 impl Shape {
     /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         let llama = Sizes {
             architecture: "LlamaForCausalLM",
             model_type: "llama",

@@ -79,7 +79,7 @@ fn prompt(length: usize) -> Vec<u32> {
 }
 
 /// Measures the models, all of them where none is named, and prints a line for each measurement.
-pub fn measure(builder: &CudaBuilder, folder: &Path, names: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn measure(builder: &CudaBuilder, folder: &Path, names: &[&str]) -> anyhow::Result<()> {
     let device: Arc<dyn Device> = Arc::new(Driver::open(GPU)?);
     let bandwidth = copy_bandwidth(&device)?;
     let properties = device.properties();
