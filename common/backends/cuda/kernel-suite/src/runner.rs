@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use roundhouse_cuda_device::{Device, DeviceError, Launch as DeviceLaunch, Memory, Module};
+use roundhouse_cuda_device::{Device, DeviceError, Function, Launch as DeviceLaunch, Memory, Module};
 use roundhouse_cuda_kernels::{Kernel, Launch, ParameterKind};
 use roundhouse_graph::DType;
 
@@ -181,6 +181,14 @@ impl Runner {
         Ok(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 
+    /// A kernel's function.
+    ///
+    /// # Errors
+    /// When the image has none of its name.
+    pub fn function(&self, kernel: &Kernel) -> Result<Function, DeviceError> {
+        self.device.function(self.module, &kernel.name())
+    }
+
     /// Enqueues a launch.
     ///
     /// # Errors
@@ -196,7 +204,7 @@ impl Runner {
                 message: format!("takes {expected:?}, was given {found:?}"),
             });
         }
-        let function = self.device.function(self.module, &name)?;
+        let function = self.function(kernel)?;
         let slots: Vec<u64> = arguments.iter().map(|argument| argument.slot()).collect();
         let launch = DeviceLaunch {
             function,

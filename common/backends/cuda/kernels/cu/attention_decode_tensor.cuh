@@ -10,31 +10,26 @@ template <typename T, int D, bool WIDE> struct DecodeTile {
   uint4 k[2][K_CHUNKS];
   uint4 v[4][V_CHUNKS];
 
-  // Row of the cache of key number i of the split's row.
-  DEVICE_STATIC i64 place(int key, int begin, int first_row, int rows) {
-    const int at = first_row + key - begin;
-    return static_cast<i64>(at < rows ? at : at - rows) * D;
+  // The first element of a key, or of the last one where there is none: its weight is 0 then. A head has fewer than 2^32
+  // elements.
+  DEVICE_STATIC u32 place(int key, int last, int begin, int first_row, int rows) {
+    const int at = first_row + (key < last ? key : last - 1) - begin;
+    return static_cast<u32>(at < rows ? at : at - rows) * D;
   }
-  DEVICE void load_keys(const T* base, int key0, int last, int begin, int first_row, int rows, int g, int t) {
+  DEVICE void load_keys(const T* base, int key0, int last, int begin, int first_row, int rows, int g, int t, int i) {
+    const T* from = base + (place(key0 + i * 8 + g, last, begin, first_row, rows) + t * 8);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int key = key0 + i * 8 + g;
-      const T* from = base + place(key, begin, first_row, rows) + t * 8;
-#pragma unroll
-      for (int j = 0; j < K_CHUNKS; j++) {
-        const bool valid = key < last && (D % 32 == 0 || j * 32 + t * 8 < D);
-        k[i][j] = make_uint4(0, 0, 0, 0);
-        if (valid) k[i][j] = load16_once(from + j * 32);
-      }
+    for (int j = 0; j < K_CHUNKS; j++) {
+      if (D % 32 == 0 || j * 32 + t * 8 < D) k[i][j] = load16_once(from + j * 32);
+      else k[i][j] = make_uint4(0, 0, 0, 0);
     }
   }
   DEVICE void load_values(const T* base, int key0, int last, int begin, int first_row, int rows, int g, int t, int j) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int key = key0 + 2 * t + (i & 1) + (i >> 1) * 8;
-      const bool valid = key < last && (D % 64 == 0 || j * 64 + g * 8 < D);
-      v[i][j] = make_uint4(0, 0, 0, 0);
-      if (valid) v[i][j] = load16_once(base + place(key, begin, first_row, rows) + g * 8 + j * 64);
+      const T* from = base + (place(key0 + 2 * t + (i & 1) + (i >> 1) * 8, last, begin, first_row, rows) + g * 8);
+      if (D % 64 == 0 || j * 64 + g * 8 < D) v[i][j] = load16_once(from + j * 64);
+      else v[i][j] = make_uint4(0, 0, 0, 0);
     }
   }
 };
@@ -66,8 +61,9 @@ template <typename T, int D, bool WIDE> DEVICE void attention_decode_tensor(ATTE
 
   Tile tile;
   int key0 = first + warp * KEYS;
-  if (AHEAD) {
-    tile.load_keys(k, key0, last, begin, ring_first, rows, g, t);
+  if (AHEAD && key0 < last) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) tile.load_keys(k, key0, last, begin, ring_first, rows, g, t, i);
 #pragma unroll
     for (int j = 0; j < V_CHUNKS; j++) tile.load_values(v, key0, last, begin, ring_first, rows, g, t, j);
   }
@@ -92,18 +88,21 @@ template <typename T, int D, bool WIDE> DEVICE void attention_decode_tensor(ATTE
 
   for (; key0 < last; key0 += WARPS * KEYS) {
     const int next = key0 + WARPS * KEYS;
-    if (!AHEAD) tile.load_keys(k, key0, last, begin, ring_first, rows, g, t);
     float s[2][4];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.f;
+      if (!AHEAD) tile.load_keys(k, key0, last, begin, ring_first, rows, g, t, i);
 #pragma unroll
       for (int j = 0; j < K_CHUNKS; j++) {
         multiply_tile<T>(s[i], q0[j].x, q1[j].x, q0[j].y, q1[j].y, tile.k[i][j].x, tile.k[i][j].y);
         multiply_tile<T>(s[i], q0[j].z, q1[j].z, q0[j].w, q1[j].w, tile.k[i][j].z, tile.k[i][j].w);
       }
     }
-    if (AHEAD) tile.load_keys(k, next, last, begin, ring_first, rows, g, t);
+    if (AHEAD && next < last) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) tile.load_keys(k, next, last, begin, ring_first, rows, g, t, i);
+    }
 
 #pragma unroll
     for (int half = 0; half < (WIDE ? 2 : 1); half++) {
@@ -155,7 +154,7 @@ template <typename T, int D, bool WIDE> DEVICE void attention_decode_tensor(ATTE
         const u32 b1 = __byte_perm(word(tile.v[2][j], i / 2), word(tile.v[3][j], i / 2), select);
         multiply_tile<T>(sums[j][i], a0, a1, a2, a3, b0, b1);
       }
-      if (AHEAD) tile.load_values(v, next, last, begin, ring_first, rows, g, t, j);
+      if (AHEAD && next < last) tile.load_values(v, next, last, begin, ring_first, rows, g, t, j);
     }
   }
 
@@ -189,6 +188,6 @@ template <typename T, int D, bool WIDE> DEVICE void attention_decode_tensor(ATTE
   }
 }
 #define INSTANTIATE_ATTENTION_DECODE_TENSOR(name, T, D, WIDE)                   \
-  KERNEL(128, D > 128 ? 2 : D > 64 ? 3 : 5) name(ATTENTION_DECODE_PARAMETERS(T)) { \
+  KERNEL(128, D > 64 ? 2 : 4) name(ATTENTION_DECODE_PARAMETERS(T)) { \
     attention_decode_tensor<T, D, WIDE>(ATTENTION_DECODE_ARGUMENTS);            \
   }

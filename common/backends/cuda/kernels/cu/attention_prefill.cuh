@@ -51,17 +51,23 @@ DEVICE void attention_prefill(const T* q, int q_stride, const Sequence* sequence
 
   const int query[2] = {warp * 16 + g, warp * 16 + g + 8};
   const i64 first_row = sequence.first_row + tile.first;
-  u32 a[STEPS][4];
+  const T* q_rows[2];
 #pragma unroll
-  for (int i = 0; i < STEPS; i++) {
+  for (int half = 0; half < 2; half++) q_rows[half] = q + (first_row + query[half]) * q_stride + static_cast<i64>(head) * D;
+  auto load_queries = [&](u32(&a)[4], int i) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      const int r = query[e & 1], d = i * 16 + 2 * t + (e >> 1) * 8;
-      a[i][e] = 0u;
-      if (r < count && d < D) {
-        a[i][e] = *reinterpret_cast<const u32*>(q + (first_row + r) * q_stride + static_cast<i64>(head) * D + d);
-      }
+      const int d = i * 16 + 2 * t + (e >> 1) * 8;
+      a[e] = 0u;
+      if (query[e & 1] < count && d < D) a[e] = *reinterpret_cast<const u32*>(q_rows[e & 1] + d);
     }
+  };
+  // Wide heads leave no registers for the queries: they are read again for each tile of keys, from the first-level cache.
+  constexpr bool HELD = D <= 128;
+  u32 held[HELD ? STEPS : 1][4];
+  if (HELD) {
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) load_queries(held[HELD ? i : 0], i);
   }
 
   float sums[OUT_TILES][4];
@@ -82,14 +88,22 @@ DEVICE void attention_prefill(const T* q, int q_stride, const Sequence* sequence
 
     float s[KEYS / 8][4];
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
-      s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
+    for (int n = 0; n < KEYS / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
 #pragma unroll
-      for (int i = 0; i < STEPS; i += 2) {
+    for (int i = 0; i < STEPS; i += 2) {
+      u32 read[2][4];
+      if (!HELD) {
+        load_queries(read[0], i);
+        load_queries(read[1], i + 1);
+      }
+      u32(&a0)[4] = HELD ? held[HELD ? i : 0] : read[0];
+      u32(&a1)[4] = HELD ? held[HELD ? i + 1 : 0] : read[1];
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++) {
         u32 b[4];
         load_matrices(b, k_tile + (n * 8 + (lane & 7)) * S::STRIDE + i * 16 + (lane >> 3) * 8);
-        multiply_tile<T>(s[n], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
-        multiply_tile<T>(s[n], a[i + 1][0], a[i + 1][1], a[i + 1][2], a[i + 1][3], b[2], b[3]);
+        multiply_tile<T>(s[n], a0[0], a0[1], a0[2], a0[3], b[0], b[1]);
+        multiply_tile<T>(s[n], a1[0], a1[1], a1[2], a1[3], b[2], b[3]);
       }
     }
 

@@ -16,8 +16,8 @@ const TILE_OUTPUTS: u32 = 128;
 /// Columns of a stage of [`Method::Tiles`], and stages in flight.
 const TILE_COLUMNS: u32 = 32;
 const TILE_STAGES: u32 = 4;
-/// Blocks of [`Method::Rows`] that a multiprocessor holds at a time: more start when others end.
-const RESIDENT_BLOCKS: u32 = 4;
+/// Blocks of a multiprocessor whose loads together hide the memory's latency.
+const BUSY_BLOCKS: u32 = 3;
 
 /// How a weight is stored. All are row-major `[outputs, columns]`, as in [`roundhouse_graph::Op::Linear`] and
 /// [`roundhouse_graph::Op::QuantizedLinear`]: nothing is packed anew.
@@ -100,11 +100,17 @@ impl Method {
     }
 }
 
-/// How many warps share outputs, of which there are so many times a warp's.
+/// How many of a block's warps share outputs, of which there are so many times a warp's: as leaves the fewest
+/// multiprocessors without work at the end, while all have enough to hide the memory's latency.
 fn split(warps: u32, most: u32, multiprocessors: u32) -> u32 {
-    let wanted = (multiprocessors * RESIDENT_BLOCKS * WARPS).div_ceil(warps.max(1)).next_power_of_two();
-    let most = if most == 0 { 1 } else { 1 << most.ilog2() };
-    wanted.min(most).clamp(1, WARPS)
+    let most = most.clamp(1, WARPS).next_power_of_two();
+    let score = |split: u32| {
+        let blocks = f64::from((warps * split).div_ceil(WARPS));
+        let each = blocks / f64::from(multiprocessors);
+        each / each.ceil() * (each / f64::from(BUSY_BLOCKS)).min(1.0)
+    };
+    let candidates = (0..=most.ilog2()).map(|bits| 1 << bits);
+    candidates.fold(1, |best, split| if score(split) > score(best) + 1e-3 { split } else { best })
 }
 
 /// What is done to the activations while they are read.
@@ -207,9 +213,9 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// The launch for `rows` rows and `n` outputs of a row on a device with so many multiprocessors.
+    /// The launch for `rows` rows and `n` outputs of a row.
     #[must_use]
-    pub fn launch(&self, rows: u32, n: u32, multiprocessors: u32) -> Launch {
+    pub fn launch(&self, rows: u32, n: u32) -> Launch {
         let weight_rows = if self.epilogue.gated { 2 * n } else { n };
         match self.method {
             Method::Any => Launch {
@@ -217,14 +223,11 @@ impl Linear {
                 block: WARPS * 32,
                 shared_bytes: (32 + self.columns) * 4,
             },
-            Method::Rows { rows: tile, split } => {
-                let blocks = weight_rows.div_ceil(2 * (WARPS / split));
-                Launch {
-                    grid: [blocks.min(multiprocessors * RESIDENT_BLOCKS), rows.div_ceil(tile), 1],
-                    block: WARPS * 32,
-                    shared_bytes: self.staged_bytes(tile) + 4 * WARPS * (2 * tile).max(2),
-                }
-            }
+            Method::Rows { rows: tile, split } => Launch {
+                grid: [weight_rows.div_ceil(2 * (WARPS / split)), rows.div_ceil(tile), 1],
+                block: WARPS * 32,
+                shared_bytes: self.staged_bytes(tile) + 4 * WARPS * (2 * tile).max(2),
+            },
             Method::Tensor { rows: tile, split } => Launch {
                 grid: [weight_rows.div_ceil(16 * (WARPS / split)), rows.div_ceil(tile), 1],
                 block: WARPS * 32,

@@ -273,7 +273,7 @@ fn case(linear: Linear, shape: Shape) -> Case {
             &shape,
             [Argument::from(&weight), Argument::Pointer(0), Argument::Pointer(0)],
         );
-        let launch = linear.launch(shape.rows as u32, shape.n as u32, runner.multiprocessors());
+        let launch = linear.launch(shape.rows as u32, shape.n as u32);
         runner.launch(&kernel, launch, &arguments)?;
         operands.check(runner, &linear, &shape, &weight.values, 0.0)
     };

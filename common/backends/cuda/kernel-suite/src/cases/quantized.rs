@@ -117,7 +117,7 @@ fn case(linear: Linear, shape: Shape) -> Case {
         let offsets = if has_offsets { Argument::from(&offsets) } else { Argument::Pointer(0) };
         let arguments =
             operands.arguments(&linear, &shape, [Argument::from(&bytes), Argument::from(&scales), offsets]);
-        let launch = linear.launch(shape.rows as u32, shape.n as u32, runner.multiprocessors());
+        let launch = linear.launch(shape.rows as u32, shape.n as u32);
         runner.launch(&kernel, launch, &arguments)?;
         // On the tensor cores scales and weights are rounded to the activations' type.
         let exact = matches!(linear.method, Method::Any | Method::Rows { .. });
