@@ -13,12 +13,7 @@ mod version;
 pub use builder::CudaBuilder;
 pub use images::{PLAN, image_for, image_name};
 /// The cases of the suite's ops that this backend refuses: all mix tokens in ways that no model does.
-pub const UNSUPPORTED_OPS: &[&str] = &[
-    "matmul",
-    "matmul_transposed",
-    "attention_not_causal",
-    "attention_float_mask",
-    "attention_bool_mask",
-];
+pub const UNSUPPORTED_OPS: &[&str] =
+    &["matmul", "matmul_transposed", "attention_not_causal", "attention_float_mask", "attention_bool_mask"];
 
 pub use version::{ENGINE_FORMAT, can_run};

@@ -10,7 +10,8 @@ use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_cuda_kernels::Kernel;
 use roundhouse_cuda_plan::{Attended, LaunchContext, Plan, Step, StepShape, kernels, launches};
 use roundhouse_engine::{
-    BackendKind, CacheKind, ComputeCapabilities, ComputeCapability, EngineOptions, Precision, WeightQuantization,
+    BackendKind, CacheKind, ComputeCapabilities, ComputeCapability, EngineOptions, Precision,
+    WeightQuantization,
 };
 use roundhouse_graph::Graph;
 
@@ -84,11 +85,14 @@ fn every_tiny_model_has_a_plan_and_no_copies() {
 fn ops_that_mix_tokens_and_no_others_are_refused() {
     let mut refused = Vec::new();
     for case in op_cases(Precision::Fp16.dtype()).unwrap() {
-        let options = EngineOptions { all_logits: !case.last_token, ..options(Precision::Fp16, CacheKind::None) };
+        let options =
+            EngineOptions { all_logits: !case.last_token, ..options(Precision::Fp16, CacheKind::None) };
         match plan(case.source.graph, &options) {
             Ok(_) => {}
             Err(BackendError::Unsupported { .. }) => refused.push(case.name),
-            Err(error) => assert!(matches!(error, BackendError::Unsupported { .. }), "{}: {error}", case.name),
+            Err(error) => {
+                assert!(matches!(error, BackendError::Unsupported { .. }), "{}: {error}", case.name)
+            }
         }
     }
     let expected = [

@@ -120,7 +120,7 @@ impl Launcher<'_> {
             prologue,
             epilogue,
         };
-        let launch = kernel.launch(rows, count(n)?, self.context.multiprocessors);
+        let launch = kernel.launch(rows, count(n)?);
         let residual = residual.map(|residual| self.source(residual));
         let arguments = vec![
             Argument::Span(x),

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use roundhouse_backend::{BackendError, BuildProgress, Builder, WeightSource};
 use roundhouse_engine::{
-    BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs, Manifest,
-    Precision, WeightQuantization,
+    BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs,
+    Manifest, Precision, WeightQuantization,
 };
 use roundhouse_models::build_graph;
 use serde_json::Value;
@@ -26,7 +26,12 @@ impl BuildProgress for Unwatched {
 }
 
 /// The options of an engine for the usual GPU of `builder`.
-pub(crate) fn options(precision: Precision, cache: CacheKind, max_seq_len: u32, max_batch_size: u32) -> EngineOptions {
+pub(crate) fn options(
+    precision: Precision,
+    cache: CacheKind,
+    max_seq_len: u32,
+    max_batch_size: u32,
+) -> EngineOptions {
     EngineOptions {
         precision,
         cache,

@@ -51,7 +51,8 @@ impl Golden {
         let files = build(builder, &self.name, &self.config, &self.weights(), &options, folder.path())?;
         let model = runtime.load(&files)?;
         let (length, prompt) = (self.input_ids[0].len(), self.input_ids[0].len() / 2);
-        let mut caches = self.input_ids.iter().map(|_| model.new_cache(length)).collect::<Result<Vec<_>, _>>()?;
+        let mut caches =
+            self.input_ids.iter().map(|_| model.new_cache(length)).collect::<Result<Vec<_>, _>>()?;
         let mut found = vec![Vec::new(); self.input_ids.len()];
         for tokens in std::iter::once(0..prompt).chain((prompt..length).map(|at| at..at + 1)) {
             let mut logits = vec![Vec::new(); caches.len()];
@@ -72,7 +73,8 @@ impl Golden {
         ensure!(found.len() == self.logits.len(), "{} logits, expected {}", found.len(), self.logits.len());
         let largest = self.logits.iter().fold(1.0_f32, |largest, logit| largest.max(logit.abs()));
         let differences = found.iter().zip(&self.logits).map(|(a, b)| (a - b).abs());
-        let worst = differences.fold(0.0, |worst: f32, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) });
+        let worst =
+            differences.fold(0.0, |worst: f32, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) });
         Ok(worst / largest)
     }
 }

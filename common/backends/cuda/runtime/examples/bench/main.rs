@@ -40,7 +40,10 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-#[expect(clippy::expect_used, reason = "the suite's models are its own, and every one of them can be lowered")]
+#[expect(
+    clippy::expect_used,
+    reason = "the suite's models are its own, and every one of them can be lowered"
+)]
 fn lower(graph: Graph, options: &EngineOptions) -> (Graph, Vec<PassReport>) {
     roundhouse_lowering::lower(graph, options).expect("a model of the suite")
 }

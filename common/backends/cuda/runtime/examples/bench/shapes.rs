@@ -18,7 +18,8 @@ pub(crate) struct Shape {
 pub(crate) struct RandomWeights(BTreeMap<String, Vec<u64>>);
 
 /// The names of all shapes.
-pub(crate) const NAMES: [&str; 6] = ["gpt2", "qwen2.5-0.5b", "gemma-3-1b", "llama-3.2-1b", "qwen2.5-7b", "llama-3.1-8b"];
+pub(crate) const NAMES: [&str; 6] =
+    ["gpt2", "qwen2.5-0.5b", "gemma-3-1b", "llama-3.2-1b", "qwen2.5-7b", "llama-3.1-8b"];
 
 /// The sizes of a decoder of the Llama kind.
 struct Sizes {
@@ -66,14 +67,9 @@ impl Shape {
         let sizes = match name {
             "gpt2" => return Some(gpt2()),
             "llama-3.2-1b" => llama,
-            "llama-3.1-8b" => Sizes {
-                hidden: 4096,
-                layers: 32,
-                head_dim: 128,
-                intermediate: 14_336,
-                tied: false,
-                ..llama
-            },
+            "llama-3.1-8b" => {
+                Sizes { hidden: 4096, layers: 32, head_dim: 128, intermediate: 14_336, tied: false, ..llama }
+            }
             "qwen2.5-0.5b" => qwen,
             "qwen2.5-7b" => Sizes {
                 hidden: 3584,
@@ -148,7 +144,9 @@ impl Sizes {
                 ("mlp.down_proj", [self.hidden, self.intermediate]),
             ] {
                 add(name(&format!("{module}.weight")), &shape);
-                if self.model_type == "qwen2" && ["q_proj", "k_proj", "v_proj"].iter().any(|p| module.ends_with(p)) {
+                if self.model_type == "qwen2"
+                    && ["q_proj", "k_proj", "v_proj"].iter().any(|p| module.ends_with(p))
+                {
                     add(name(&format!("{module}.bias")), &shape[..1]);
                 }
             }
@@ -219,7 +217,8 @@ impl WeightSource for RandomWeights {
         // As wide as keeps what flows through the layers about as large as it was.
         let columns = shape.last().copied().unwrap_or(1).max(1);
         let scale = if shape.len() < 2 { 0.1 } else { (3.0 / columns as f32).sqrt() };
-        let mut state = rows.start.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name.len() as u64 ^ 0x2545_f491_4f6c_dd1d;
+        let mut state =
+            rows.start.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name.len() as u64 ^ 0x2545_f491_4f6c_dd1d;
         for value in out {
             state ^= state << 13;
             state ^= state >> 7;

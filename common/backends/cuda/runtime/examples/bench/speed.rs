@@ -83,7 +83,12 @@ pub(crate) fn measure(builder: &CudaBuilder, folder: &Path, names: &[&str]) -> a
     let device: Arc<dyn Device> = Arc::new(Driver::open(GPU)?);
     let bandwidth = copy_bandwidth(&device)?;
     let properties = device.properties();
-    println!("{}, {} multiprocessors; copy {:.0} GB/s", properties.name, properties.multiprocessors, bandwidth / 1e9);
+    println!(
+        "{}, {} multiprocessors; copy {:.0} GB/s",
+        properties.name,
+        properties.multiprocessors,
+        bandwidth / 1e9
+    );
     for &name in if names.is_empty() { &NAMES[..] } else { names } {
         one(builder, &device, folder, name, bandwidth).with_context(|| name.to_owned())?;
     }
@@ -97,7 +102,8 @@ fn one(
     name: &str,
     bandwidth: f64,
 ) -> anyhow::Result<()> {
-    let shape = Shape::named(name).with_context(|| format!("unknown model; there are {}", NAMES.join(", ")))?;
+    let shape =
+        Shape::named(name).with_context(|| format!("unknown model; there are {}", NAMES.join(", ")))?;
     let longest = shape.config["max_position_embeddings"].as_u64().unwrap_or(1024);
     let max_seq_len = u32::try_from(longest)?.min(LONG_CONTEXT as u32 + 256);
     let folder = tempfile::Builder::new().prefix(name).tempdir_in(folder)?;
