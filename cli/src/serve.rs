@@ -181,6 +181,7 @@ impl CompilerArgs {
             build_dir: work_dir.join("builds"),
             hub,
             tensorrt: self.library.search(&home),
+            nvrtc: self.library.nvrtc(&home),
             concurrent_builds: self.options.concurrent_builds,
             queue_limit: self.options.queue_limit,
         }

@@ -36,7 +36,8 @@ fn ready() -> Result<(), DeviceError> {
     let look = || {
         // SAFETY: looking for a library runs its initialisers, which need nothing of this program.
         if !unsafe { sys::is_culib_present() } {
-            let what = "there is no NVIDIA driver (libcuda.so.1): install the driver of the GPU on this machine";
+            let what =
+                "there is no NVIDIA driver (libcuda.so.1): install the driver of the GPU on this machine";
             return Err(DeviceError::Missing(what.to_owned()));
         }
         // SAFETY: the only flags there are, 0.
@@ -67,7 +68,10 @@ pub fn driver_version() -> Result<i32, DeviceError> {
 pub fn compute_capability(gpu: usize) -> Result<ComputeCapability, DeviceError> {
     let found = driver_version()?;
     if found < OLDEST_CUDA {
-        return Err(DeviceError::DriverTooOld { found: version_name(found), needed: version_name(OLDEST_CUDA) });
+        return Err(DeviceError::DriverTooOld {
+            found: version_name(found),
+            needed: version_name(OLDEST_CUDA),
+        });
     }
     capability_of(device(gpu)?)
 }
@@ -82,7 +86,8 @@ fn device(gpu: usize) -> Result<sys::CUdevice, DeviceError> {
     // SAFETY: `count` is an int to write to.
     ok("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
     let number = c_int::try_from(gpu).ok().filter(|&number| number < count);
-    let number = number.ok_or_else(|| DeviceError::Missing(format!("no GPU {gpu}: the driver finds {count}")))?;
+    let number =
+        number.ok_or_else(|| DeviceError::Missing(format!("no GPU {gpu}: the driver finds {count}")))?;
     let mut device = 0;
     // SAFETY: `device` is to be written to, and devices are numbered from 0 to the count.
     ok("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, number) })?;
@@ -98,7 +103,8 @@ fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Resul
 
 fn capability_of(device: sys::CUdevice) -> Result<ComputeCapability, DeviceError> {
     use sys::CUdevice_attribute::{
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
     };
     let revision = |which| Ok(u8::try_from(attribute(device, which)?).unwrap_or(u8::MAX));
     Ok(ComputeCapability::new(revision(MAJOR)?, revision(MINOR)?))
@@ -294,13 +300,15 @@ impl Device for Driver {
 
     fn function(&self, module: Module, name: &str) -> Result<Function, DeviceError> {
         use sys::CUfunction_attribute::{
-            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
+            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
         };
         self.enter()?;
         let text = CString::new(name).map_err(|error| DeviceError::Failed(error.to_string()))?;
         let mut function = null_mut();
         // SAFETY: `function` is a pointer to write to, the module one of `load_module`, `text` ends in a zero.
-        let code = unsafe { sys::cuModuleGetFunction(&raw mut function, module.0 as sys::CUmodule, text.as_ptr()) };
+        let code =
+            unsafe { sys::cuModuleGetFunction(&raw mut function, module.0 as sys::CUmodule, text.as_ptr()) };
         ok("cuModuleGetFunction", code).map_err(|error| match error {
             DeviceError::Failed(what) => DeviceError::Failed(format!("kernel {name}: {what}")),
             error => error,
@@ -321,7 +329,8 @@ impl Device for Driver {
 
     fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<(), DeviceError> {
         self.enter()?;
-        let arguments = launch.arguments.iter().map(|slot| std::ptr::from_ref(slot).cast_mut().cast::<c_void>());
+        let arguments =
+            launch.arguments.iter().map(|slot| std::ptr::from_ref(slot).cast_mut().cast::<c_void>());
         let mut arguments: Vec<*mut c_void> = arguments.collect();
         // SAFETY: all zeros is a value of this C struct.
         let mut overlap: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
@@ -343,7 +352,8 @@ impl Device for Driver {
         let function = launch.function.0 as sys::CUfunction;
         // SAFETY: the caller gives as many parameters as the kernel has; the driver reads each one's bytes from its slot
         // before it returns.
-        let code = unsafe { sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), null_mut()) };
+        let code =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), null_mut()) };
         ok("cuLaunchKernelEx", code)
     }
 

@@ -4,12 +4,13 @@
 struct Grid {
   i64 row;
   i64 strides[3];
-
-  DEVICE_MEMBER i64 at(int row_index, int element, int middle, int inner) const {
-    const int i2 = element % inner, rest = element / inner;
-    return row * row_index + strides[0] * (rest / middle) + strides[1] * (rest % middle) + strides[2] * i2;
-  }
 };
+
+// Where an element of a row is.
+DEVICE i64 place(const Grid& grid, int row, int element, int middle, int inner) {
+  const int last = element % inner, rest = element / inner;
+  return grid.row * row + grid.strides[0] * (rest / middle) + grid.strides[1] * (rest % middle) + grid.strides[2] * last;
+}
 
 template <typename From, typename To>
 DEVICE void map(const From* from, Grid from_grid, To* to, Grid to_grid, int elements, int middle, int inner, int function,
@@ -18,7 +19,7 @@ DEVICE void map(const From* from, Grid from_grid, To* to, Grid to_grid, int elem
   wait_for_previous();
   const int element = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
   if (element >= elements) return;
-  float x = to_float(from[from_grid.at(row, element, middle, inner)]);
+  float x = to_float(from[place(from_grid, row, element, middle, inner)]);
   switch (function) {
     case 1: x = activate<1>(x); break;
     case 2: x = activate<2>(x); break;
@@ -28,7 +29,7 @@ DEVICE void map(const From* from, Grid from_grid, To* to, Grid to_grid, int elem
     case 6: x = soft_capped(x, parameter); break;
     default: break;
   }
-  to[to_grid.at(row, element, middle, inner)] = from_float<To>(x);
+  to[place(to_grid, row, element, middle, inner)] = from_float<To>(x);
 }
 #define INSTANTIATE_MAP(name, From, To)                                                                                    \
   KERNEL(256, 4) name(const From* from, i64 from_row, i64 from0, i64 from1, i64 from2, To* to, i64 to_row, i64 to0,        \
@@ -44,7 +45,7 @@ DEVICE void binary(const T* a, Grid a_grid, const T* b, Grid b_grid, T* to, Grid
   wait_for_previous();
   const int element = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
   if (element >= elements) return;
-  const float x = to_float(a[a_grid.at(row, element, middle, inner)]), y = to_float(b[b_grid.at(row, element, middle, inner)]);
+  const float x = to_float(a[place(a_grid, row, element, middle, inner)]), y = to_float(b[place(b_grid, row, element, middle, inner)]);
   float result;
   switch (operation) {
     case 1: result = activate<1>(x) * y; break;
@@ -53,7 +54,7 @@ DEVICE void binary(const T* a, Grid a_grid, const T* b, Grid b_grid, T* to, Grid
     case 4: result = x + y; break;
     default: result = x * y; break;
   }
-  to[to_grid.at(row, element, middle, inner)] = from_float<T>(result);
+  to[place(to_grid, row, element, middle, inner)] = from_float<T>(result);
 }
 #define INSTANTIATE_BINARY(name, T)                                                                                       \
   KERNEL(256, 4) name(const T* a, i64 a_row, i64 a0, i64 a1, i64 a2, const T* b, i64 b_row, i64 b0, i64 b1, i64 b2, T* to, \

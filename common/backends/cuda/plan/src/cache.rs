@@ -42,35 +42,54 @@ pub struct CacheLayout {
 }
 
 impl CacheLayout {
-    /// Where a tensor begins.
+    /// Where a tensor begins. Full ones come first, so that those before it are of one kind.
     #[must_use]
     pub fn offset(&self, tensor: usize) -> CacheOffset {
-        let before = self.tensors.iter().take(tensor);
-        before.fold(CacheOffset { full: 0, ring: 0 }, |mut offset, tensor| {
-            *(if tensor.ring { &mut offset.ring } else { &mut offset.full }) += tensor.row_elements();
-            offset
-        })
+        let before = |ring: bool| {
+            let same = self.tensors.iter().take(tensor).filter(move |before| before.ring == ring);
+            same.map(CacheTensor::row_elements).sum()
+        };
+        match self.tensors.get(tensor) {
+            Some(CacheTensor { ring: true, .. }) => {
+                CacheOffset { full: self.elements(false), ring: before(true) }
+            }
+            _ => CacheOffset { full: before(false), ring: 0 },
+        }
+    }
+
+    /// Elements of one position in all tensors of a kind.
+    fn elements(&self, ring: bool) -> usize {
+        self.tensors.iter().filter(|tensor| tensor.ring == ring).map(CacheTensor::row_elements).sum()
+    }
+
+    /// Rows of a tensor in the memory of a sequence.
+    #[must_use]
+    pub fn rows(&self, tensor: &CacheTensor, capacity: usize) -> usize {
+        if tensor.ring { capacity.min(self.ring_rows) } else { capacity }
     }
 
     /// Bytes of a sequence of at most `capacity` positions.
     #[must_use]
     pub fn bytes(&self, capacity: usize) -> usize {
-        let end = self.offset(self.tensors.len());
-        (end.full * capacity + end.ring * capacity.min(self.ring_rows)) * self.dtype.size()
+        let elements = self.elements(false) * capacity + self.elements(true) * capacity.min(self.ring_rows);
+        elements * self.dtype.size()
     }
 
     /// Bytes of one position in all tensors.
     #[must_use]
     pub fn bytes_per_token(&self) -> u64 {
-        let end = self.offset(self.tensors.len());
-        ((end.full + end.ring) * self.dtype.size()) as u64
+        ((self.elements(false) + self.elements(true)) * self.dtype.size()) as u64
     }
 
     /// The rings, as memory plans tell of them.
     #[must_use]
     pub fn rings(&self) -> Vec<KvRing> {
-        let bytes = (self.offset(self.tensors.len()).ring * self.dtype.size()) as u64;
-        if bytes == 0 { Vec::new() } else { vec![KvRing { tokens: self.ring_rows as u64, bytes_per_token: bytes }] }
+        let bytes = (self.elements(true) * self.dtype.size()) as u64;
+        if bytes == 0 {
+            Vec::new()
+        } else {
+            vec![KvRing { tokens: self.ring_rows as u64, bytes_per_token: bytes }]
+        }
     }
 
     /// Whether a sequence of `len` tokens can go on, of which the rings held up to `written` since it was empty: whether

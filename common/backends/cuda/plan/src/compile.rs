@@ -21,6 +21,9 @@ use crate::unsupported;
 use crate::view::{Span, View};
 use fusion::{Fused, Fusions};
 
+/// What kernels load at once.
+const VECTOR_BYTES: usize = 16;
+
 /// Where a value is.
 #[derive(Debug, Clone)]
 enum Place {
@@ -90,7 +93,9 @@ impl Compiler<'_> {
             Op::Embedding => self.embedding(node, node.inputs[0], node.inputs[1], 1.0)?,
             Op::Gather { axis: 0 } => self.embedding(node, node.inputs[1], node.inputs[0], 1.0)?,
             Op::Add | Op::Mul | Op::SiluMul => self.binary(node)?,
-            Op::Scale { .. } | Op::Silu | Op::Sigmoid | Op::Gelu { .. } | Op::SoftCap { .. } => self.map(node)?,
+            Op::Scale { .. } | Op::Silu | Op::Sigmoid | Op::Gelu { .. } | Op::SoftCap { .. } => {
+                self.map(node)?
+            }
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(node, None, node.output)?,
             Op::RotaryEmbedding(attributes) => self.rotate(node, attributes)?,
             Op::LastToken => self.select(node)?,
@@ -138,11 +143,8 @@ impl Compiler<'_> {
         };
         let mut logits = self.view(output)?;
         let vocab_size = logits.elements();
-        let whole = |this: &Self, view: &View| {
-            let buffer = this.buffers[view.span.buffer.0];
-            view.is_contiguous() && view.span.offset == 0 && buffer.width == vocab_size && buffer.dtype == DType::F32
-        };
-        if !whole(&self, &logits) {
+        let whole = logits.is_contiguous() && logits.span.offset == 0;
+        if !whole || self.dtype_of(logits.span) != DType::F32 {
             logits = self.copied(&logits, DType::F32);
         }
         let tables = self.steps.iter().filter_map(|step| match step {
@@ -178,10 +180,12 @@ impl Compiler<'_> {
         }
     }
 
-    /// A value of rows whose elements lie side by side in order.
+    /// A value of rows whose elements lie side by side in order, from the start of a vector on.
     fn contiguous(&mut self, id: ValueId) -> Result<View, BackendError> {
         let view = self.view(id)?;
-        Ok(if view.is_contiguous() { view } else { self.copied(&view, self.dtype_of(view.span)) })
+        let dtype = self.dtype_of(view.span);
+        let aligned = (view.span.offset * dtype.size()).is_multiple_of(VECTOR_BYTES);
+        Ok(if aligned && view.is_contiguous() { view } else { self.copied(&view, dtype) })
     }
 
     /// A copy without gaps.
@@ -195,7 +199,9 @@ impl Compiler<'_> {
     }
 
     fn buffer(&mut self, rows: Rows, width: usize, dtype: DType) -> BufferId {
-        self.buffers.push(Buffer { rows, width, dtype, slot: 0 });
+        // Rows begin where whole vectors do.
+        let stride = width.next_multiple_of(VECTOR_BYTES / dtype.size());
+        self.buffers.push(Buffer { rows, stride, dtype, slot: 0 });
         BufferId(self.buffers.len() - 1)
     }
 
@@ -259,7 +265,8 @@ impl Compiler<'_> {
                 return Err(unsupported(format!("{:?} as a weight", value.name)));
             }
             let sizes = self.sizes(id)?;
-            let (last, outer) = sizes.split_last().ok_or_else(|| unsupported("a weight without dimensions"))?;
+            let (last, outer) =
+                sizes.split_last().ok_or_else(|| unsupported("a weight without dimensions"))?;
             if outer.is_empty() {
                 (rows, columns) = (1, columns + last);
             } else {
@@ -303,11 +310,17 @@ fn unjoined(view: &View) -> crate::view::Strided {
 
 /// The memory of a sequence. A tensor is a ring where its attention has a window that spares memory; all rings are as
 /// long as the widest window needs.
-fn cache_layout(dtype: DType, sites: &[([CacheTensor; 2], Option<usize>)], limits: StepLimits) -> CacheLayout {
+fn cache_layout(
+    dtype: DType,
+    sites: &[([CacheTensor; 2], Option<usize>)],
+    limits: StepLimits,
+) -> CacheLayout {
     // All of a step's tokens are written before the first one attends, which sees `window - 1` positions before its own.
     let rows = |window: usize| window.saturating_add(limits.chunk).saturating_sub(1).max(1);
-    let rings: HashSet<usize> =
-        sites.iter().filter_map(|(_, window)| window.filter(|&window| rows(window) < limits.sequence)).collect();
+    let rings: HashSet<usize> = sites
+        .iter()
+        .filter_map(|(_, window)| window.filter(|&window| rows(window) < limits.sequence))
+        .collect();
     let window = rings.iter().copied().max().unwrap_or(0);
     let tensors = sites.iter().flat_map(|(tensors, window)| {
         let ring = window.is_some_and(|window| rings.contains(&window));
@@ -319,6 +332,5 @@ fn cache_layout(dtype: DType, sites: &[([CacheTensor; 2], Option<usize>)], limit
 
 /// What attention of a site reads.
 fn attend(step: &Attend) -> [CacheTensor; 2] {
-    let tensor = |head_dim| CacheTensor { heads: step.kv_heads, head_dim, ring: false };
-    [tensor(step.head_dim), tensor(step.value_dim)]
+    [CacheTensor { heads: step.kv_heads, head_dim: step.head_dim, ring: false }; 2]
 }

@@ -9,6 +9,7 @@
 
 mod cache;
 mod compile;
+mod launch;
 mod limits;
 mod plan;
 mod slots;
@@ -19,11 +20,15 @@ use roundhouse_backend::BackendError;
 use roundhouse_engine::BackendKind;
 
 pub use cache::{CacheLayout, CacheOffset, CacheTensor};
+pub use launch::{
+    Argument, Attended, LaunchContext, PlannedLaunch, StepShape, kernels, launches, nominal_multiprocessors,
+    scratch_bytes,
+};
 pub use limits::StepLimits;
 pub use plan::{Buffer, BufferId, ConstantId, DeviceWeight, Plan, Rows, WeightId};
 pub use step::{
-    Activation, Attend, BinaryOp, Embed, Epilogue, Experts, Function, HeadNorm, Ids, Linear, Norm, NormKind, Operand,
-    Prepare, Rotary, Step,
+    Activation, Attend, BinaryOp, Embed, Epilogue, Experts, Function, HeadNorm, Ids, Linear, Norm, NormKind,
+    Operand, Prepare, Rotary, Step,
 };
 pub use view::{MAX_AXES, Span, Strided};
 

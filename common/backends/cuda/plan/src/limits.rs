@@ -33,7 +33,8 @@ impl StepLimits {
         let index = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let sequence = index(options.max_seq_len).max(1);
         // Without a cache sequences share one scratch cache, and run one after the other.
-        let sequences = if options.cache == CacheKind::None { 1 } else { index(options.max_batch_size).max(1) };
+        let sequences =
+            if options.cache == CacheKind::None { 1 } else { index(options.max_batch_size).max(1) };
         let selects_rows = graph.nodes().any(|(_, node)| matches!(node.op, Op::LastToken));
         // Where every token gets logits.
         let chunk = if selects_rows { PREFILL_CHUNK_TOKENS } else { LOGITS_CHUNK_ROWS };

@@ -35,8 +35,8 @@ pub enum Rows {
 pub struct Buffer {
     /// What its rows are.
     pub rows: Rows,
-    /// Elements of a row.
-    pub width: usize,
+    /// Elements from one row to the next, a multiple of 16 bytes.
+    pub stride: usize,
     /// The element type.
     pub dtype: DType,
     /// Which slot it is in.
@@ -126,7 +126,7 @@ impl Plan {
     pub fn slot_bytes(&self) -> Vec<usize> {
         let mut slots = vec![0; self.slots];
         for buffer in &self.buffers {
-            let bytes = self.most_rows(buffer.rows) * buffer.width * buffer.dtype.size();
+            let bytes = self.most_rows(buffer.rows) * buffer.stride * buffer.dtype.size();
             if let Some(slot) = slots.get_mut(buffer.slot) {
                 *slot = bytes.max(*slot);
             }

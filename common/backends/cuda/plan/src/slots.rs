@@ -7,7 +7,7 @@ use crate::step::Step;
 /// first time can share one; `kept` is read after all steps.
 pub(crate) fn assign_slots(plan: &mut Plan, kept: BufferId) {
     let lives = lives(&plan.steps, plan.buffers.len(), kept);
-    let most = |buffer: &Buffer| plan.most_rows(buffer.rows) * buffer.width * buffer.dtype.size();
+    let most = |buffer: &Buffer| plan.most_rows(buffer.rows) * buffer.stride * buffer.dtype.size();
     let bytes: Vec<usize> = plan.buffers.iter().map(most).collect();
     let mut order: Vec<usize> = (0..plan.buffers.len()).collect();
     order.sort_by_key(|&id| std::cmp::Reverse(bytes[id]));
@@ -37,6 +37,15 @@ fn lives(steps: &[Step], buffers: usize, kept: BufferId) -> Vec<(usize, usize)> 
                 *last = place;
             }
         });
+    }
+    // Where all rows are selected they are read where they are.
+    for step in steps {
+        if let Step::Select { from, to, .. } = step {
+            let last = lives.get(to.buffer.0).map_or(0, |life| life.1);
+            if let Some(life) = lives.get_mut(from.buffer.0) {
+                life.1 = last.max(life.1);
+            }
+        }
     }
     if let Some(life) = lives.get_mut(kept.0) {
         life.1 = usize::MAX;

@@ -1,6 +1,5 @@
 //! What a plan does.
 
-use roundhouse_graph::GeluApproximation;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{BufferId, ConstantId, WeightId};
@@ -132,12 +131,8 @@ pub struct Norm {
     pub to: Span,
     /// Added at the end; a group only.
     pub residual: Option<Span>,
-    /// Groups in a row.
+    /// Groups side by side in a row.
     pub groups: usize,
-    /// From one group of `from` to the next, in elements.
-    pub from_stride: usize,
-    /// The same of `to`.
-    pub to_stride: usize,
     /// Elements of a group.
     pub width: usize,
 }
@@ -189,38 +184,32 @@ pub struct Rotary {
     pub interleaved: bool,
 }
 
-/// An RMS norm of every head.
+/// An RMS norm of every head of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct HeadNorm {
-    /// Factors of a head's columns.
-    pub weight: WeightId,
+    /// Factors of a query's columns.
+    pub q: WeightId,
+    /// Factors of a key's columns.
+    pub k: WeightId,
     /// Added to the mean square.
     pub epsilon: f32,
     /// Whether factors are `1 + weight`.
     pub unit_offset: bool,
 }
 
-/// A [`Step::Prepare`]: heads lie side by side.
+/// A [`Step::Prepare`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// Queries; changed in place.
-    pub q: Span,
-    /// Keys.
-    pub k: Span,
-    /// Values.
-    pub v: Span,
+    /// Heads of queries, of keys and of values side by side; queries are changed in place.
+    pub qkv: Span,
     /// Query heads.
     pub q_heads: usize,
     /// Key heads.
     pub kv_heads: usize,
-    /// Columns of a query's or key's head.
+    /// Columns of a head.
     pub head_dim: usize,
-    /// Columns of a value's head.
-    pub value_dim: usize,
-    /// Of queries.
-    pub q_norm: Option<HeadNorm>,
-    /// Of keys.
-    pub k_norm: Option<HeadNorm>,
+    /// Of queries and keys.
+    pub norm: Option<HeadNorm>,
     /// Of both, after the norm.
     pub rotary: Option<Rotary>,
     /// Which attention: its keys are tensor `2 · site` of the cache, its values the next.
@@ -238,10 +227,8 @@ pub struct Attend {
     pub q_heads: usize,
     /// Key heads.
     pub kv_heads: usize,
-    /// Columns of a query's or key's head.
+    /// Columns of a head.
     pub head_dim: usize,
-    /// Columns of a value's head.
-    pub value_dim: usize,
     /// Which attention.
     pub site: usize,
     /// Factor on the scores.
@@ -360,10 +347,12 @@ impl Step {
                     visit(residual.buffer);
                 }
             }
-            Self::Rotate { from, to, .. } | Self::Select { from, to, .. } | Self::Softmax { from, to, .. } => {
+            Self::Rotate { from, to, .. }
+            | Self::Select { from, to, .. }
+            | Self::Softmax { from, to, .. } => {
                 [from, to].iter().for_each(|span| visit(span.buffer));
             }
-            Self::Prepare(Prepare { q, k, v, .. }) => [q, k, v].iter().for_each(|span| visit(span.buffer)),
+            Self::Prepare(prepare) => visit(prepare.qkv.buffer),
             Self::Attend(attend) => [attend.q, attend.to].iter().for_each(|span| visit(span.buffer)),
             Self::Map { from, to, .. } => [from, to].iter().for_each(|view| visit(view.span.buffer)),
             Self::Binary { a, b, to, .. } => {

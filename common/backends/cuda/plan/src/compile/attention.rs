@@ -3,12 +3,12 @@
 use roundhouse_backend::BackendError;
 use roundhouse_graph::{Node, Op, RotaryAttributes, ValueId};
 
-use super::fusion::{Heads, Site};
+use super::fusion::Site;
 use super::{Compiler, Place, attend};
 use crate::plan::Rows;
-use crate::step::{Attend, HeadNorm, Prepare, Rotary, Step};
+use crate::step::{Attend, Function, HeadNorm, Prepare, Rotary, Step};
 use crate::unsupported;
-use crate::view::{Span, View};
+use crate::view::{Span, Strided, View, row_major};
 
 impl Compiler<'_> {
     pub(super) fn attention(&mut self, site: &Site) -> Result<(), BackendError> {
@@ -22,38 +22,34 @@ impl Compiler<'_> {
         let (q, q_heads, head_dim) = self.side_by_side(site.query.base)?;
         let (k, kv_heads, key_dim) = self.side_by_side(site.key.base)?;
         let (v, value_heads, value_dim) = self.side_by_side(site.value)?;
-        if kv_heads != value_heads || head_dim != key_dim || kv_heads == 0 || q_heads % kv_heads != 0 {
+        if kv_heads != value_heads || kv_heads == 0 || q_heads % kv_heads != 0 {
             return Err(unsupported("heads of keys that do not fit those of queries or values"));
         }
-        let (q_norm, k_norm) = (self.head_norm(&site.query)?, self.head_norm(&site.key)?);
+        if head_dim != key_dim || head_dim != value_dim {
+            return Err(unsupported("queries, keys and values of different widths"));
+        }
+        let norm = self.head_norm(site)?;
         let rotary = site.rotary.as_ref().map(|attributes| self.rotary(attributes, head_dim)).transpose()?;
-        // Queries are changed where they are.
-        let changed = q_norm.is_some() || rotary.is_some();
-        let q = if changed && !site.query.private { self.copied(&q, self.dtype_of(q.span)) } else { q };
+        let changed = norm.is_some() || rotary.is_some();
+        let qkv = self.joined([q, k, v], changed && !site.query.private);
         let number = self.sites.len();
-        let (q_span, k, v) = (q.span, k.span, v.span);
         self.steps.push(Step::Prepare(Prepare {
-            q: q_span,
-            k,
-            v,
+            qkv,
             q_heads,
             kv_heads,
             head_dim,
-            value_dim,
-            q_norm,
-            k_norm,
+            norm,
             rotary,
             site: number,
         }));
-        let buffer = self.buffer(Rows::Tokens, q_heads * value_dim, self.float(site.output)?);
+        let buffer = self.buffer(Rows::Tokens, q_heads * head_dim, self.float(site.output)?);
         let window = attributes.window.and_then(|window| usize::try_from(window).ok());
         let step = Attend {
-            q: q_span,
+            q: qkv,
             to: Span::of(buffer),
             q_heads,
             kv_heads,
             head_dim,
-            value_dim,
             site: number,
             scale: attributes.scale.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt()),
             soft_cap: attributes.soft_cap,
@@ -61,7 +57,7 @@ impl Compiler<'_> {
         };
         self.sites.push((attend(&step), window));
         self.steps.push(Step::Attend(step));
-        let heads = View::of(buffer, 1, &[1, 1, q_heads, value_dim]).transpose(&[0, 2, 1, 3]);
+        let heads = View::of(buffer, 1, &[1, 1, q_heads, head_dim]).transpose(&[0, 2, 1, 3]);
         let heads = heads.ok_or_else(|| unsupported("attention of this layout"))?;
         self.places.insert(site.output, Place::View(heads));
         Ok(())
@@ -86,10 +82,43 @@ impl Compiler<'_> {
         Ok((view, heads.size, last.size))
     }
 
-    fn head_norm(&mut self, heads: &Heads) -> Result<Option<HeadNorm>, BackendError> {
-        let Some(node) = heads.norm.map(|id| self.graph.node(id)) else { return Ok(None) };
-        let Op::RmsNorm { epsilon, unit_offset } = node.op else { return Ok(None) };
-        Ok(Some(HeadNorm { weight: self.weight(node.inputs[1])?, epsilon, unit_offset }))
+    /// Queries, keys and values side by side: where they are, or in a copy. Queries are changed in place, which `copies`
+    /// forbids.
+    fn joined(&mut self, parts: [View; 3], copies: bool) -> Span {
+        let [q, k, v] = &parts;
+        let follows = |a: &View, b: &View| {
+            a.span.buffer == b.span.buffer && a.span.offset + a.elements() == b.span.offset
+        };
+        if follows(q, k) && follows(k, v) && q.span.offset == 0 && !copies {
+            return q.span;
+        }
+        let width = parts.iter().map(View::elements).sum();
+        let buffer = self.buffer(self.rows_of(q.span), width, self.dtype_of(q.span));
+        let mut offset = 0;
+        for part in &parts {
+            // Heads before columns, whatever the axes' order.
+            let from = part.strided();
+            let to = Strided {
+                span: Span { buffer, offset },
+                strides: row_major_strides(&from.sizes),
+                sizes: from.sizes.clone(),
+            };
+            offset += part.elements();
+            self.steps.push(Step::Map { function: Function::Copy, from, to });
+        }
+        Span::of(buffer)
+    }
+
+    fn head_norm(&mut self, site: &Site) -> Result<Option<HeadNorm>, BackendError> {
+        let (Some(q), Some(k)) = (site.query.norm, site.key.norm) else { return Ok(None) };
+        let (q, k) = (self.graph.node(q), self.graph.node(k));
+        let Op::RmsNorm { epsilon, unit_offset } = q.op else { return Ok(None) };
+        Ok(Some(HeadNorm {
+            q: self.weight(q.inputs[1])?,
+            k: self.weight(k.inputs[1])?,
+            epsilon,
+            unit_offset,
+        }))
     }
 
     fn rotary(&mut self, attributes: &RotaryAttributes, head_dim: usize) -> Result<Rotary, BackendError> {
@@ -105,7 +134,11 @@ impl Compiler<'_> {
     }
 
     /// A rotation by itself.
-    pub(super) fn rotate(&mut self, node: &Node, attributes: &RotaryAttributes) -> Result<View, BackendError> {
+    pub(super) fn rotate(
+        &mut self,
+        node: &Node,
+        attributes: &RotaryAttributes,
+    ) -> Result<View, BackendError> {
         let (from, heads, head_dim) = self.side_by_side(node.inputs[0])?;
         let rotary = self.rotary(attributes, head_dim)?;
         let dtype = self.dtype_of(from.span);
@@ -115,4 +148,8 @@ impl Compiler<'_> {
         let view = View::of(buffer, 1, &[1, 1, heads, head_dim]).transpose(&[0, 2, 1, 3]);
         view.ok_or_else(|| unsupported("heads of this layout"))
     }
+}
+
+fn row_major_strides(sizes: &[usize]) -> Vec<usize> {
+    row_major(sizes).iter().map(|axis| axis.stride).collect()
 }

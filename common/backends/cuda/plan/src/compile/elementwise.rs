@@ -26,7 +26,12 @@ impl Compiler<'_> {
         Ok(to)
     }
 
-    pub(super) fn push_map(&mut self, function: Function, from: &View, to: &View) -> Result<(), BackendError> {
+    pub(super) fn push_map(
+        &mut self,
+        function: Function,
+        from: &View,
+        to: &View,
+    ) -> Result<(), BackendError> {
         let (from, to) = aligned(from, to);
         if to.sizes.len() > MAX_AXES {
             return Err(unsupported(format!("more than {MAX_AXES} axes")));
@@ -42,7 +47,10 @@ impl Compiler<'_> {
             _ => BinaryOp::SiluMul,
         };
         let views: Vec<View> = node.inputs.iter().filter_map(|&id| self.view(id).ok()).collect();
-        let like = views.first().cloned().ok_or_else(|| unsupported("two operands that are the same for all rows"))?;
+        let like = views
+            .first()
+            .cloned()
+            .ok_or_else(|| unsupported("two operands that are the same for all rows"))?;
         let to = self.output(node.output, &like)?;
         if views.iter().any(|view| self.rows_of(view.span) != self.rows_of(like.span)) {
             return Err(unsupported("rows of different tokens"));
@@ -54,7 +62,10 @@ impl Compiler<'_> {
             return Err(unsupported(format!("more than {MAX_AXES} axes")));
         }
         let pick = |axes: &[Axis]| -> (Vec<usize>, Vec<usize>) {
-            (kept.iter().map(|&axis| to.axes[axis].size).collect(), kept.iter().map(|&axis| axes[axis].stride).collect())
+            (
+                kept.iter().map(|&axis| to.axes[axis].size).collect(),
+                kept.iter().map(|&axis| axes[axis].stride).collect(),
+            )
         };
         let mut operands = operands.into_iter().map(|(source, axes)| {
             let (sizes, strides) = pick(&axes);
@@ -91,7 +102,8 @@ impl Compiler<'_> {
                 (Source::Weight(self.weight(id)?), crate::view::row_major(&sizes))
             }
         };
-        let missing = to.axes.len().checked_sub(axes.len()).ok_or_else(|| unsupported("operands of this shape"))?;
+        let missing =
+            to.axes.len().checked_sub(axes.len()).ok_or_else(|| unsupported("operands of this shape"))?;
         let repeated = |size: usize| Axis { size, stride: 0 };
         let mut all: Vec<Axis> = to.axes[..missing].iter().map(|axis| repeated(axis.size)).collect();
         for (axis, to) in axes.iter().zip(&to.axes[missing..]) {

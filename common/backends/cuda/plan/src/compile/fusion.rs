@@ -174,7 +174,10 @@ impl Fusions {
                         Op::Slice { .. } => node.inputs[0],
                         Op::KvCacheUpdate => node.inputs[1],
                         // A visible cache may itself be a part of the returned one; the new rows are what is no cache.
-                        _ => old_and_new.clone().find(|input| !caches.contains(input)).or(node.inputs.first().copied())?,
+                        _ => old_and_new
+                            .clone()
+                            .find(|input| !caches.contains(input))
+                            .or(node.inputs.first().copied())?,
                     };
                 }
                 Some(value)
@@ -182,7 +185,10 @@ impl Fusions {
             let (Some(key), Some(value)) = (new(node.inputs[1]), new(node.inputs[2])) else { continue };
             let (query, query_rotary) = self.heads(uses, node.inputs[0]);
             let (key_heads, key_rotary) = self.heads(uses, key);
-            let same = query_rotary.map(|(_, a)| a) == key_rotary.map(|(_, a)| a);
+            // One step norms and rotates both.
+            let op = |heads: &Heads| heads.norm.map(|id| &uses.node(id).op);
+            let same =
+                query_rotary.map(|(_, a)| a) == key_rotary.map(|(_, a)| a) && op(&query) == op(&key_heads);
             let (query, key, rotary) = if same {
                 let norms = [query.norm, key_heads.norm].into_iter().flatten();
                 let rotaries = [query_rotary, key_rotary].into_iter().flatten().map(|(id, _)| id);
@@ -236,13 +242,16 @@ impl Fusions {
                         Some((node.inputs[0], activation(&node.op)?, Some(id)))
                     };
                     let both = [(0, 1), (1, 0)].into_iter();
-                    let found = both.filter_map(|(gate, up)| Some((activated(node.inputs[gate])?, node.inputs[up])));
+                    let found =
+                        both.filter_map(|(gate, up)| Some((activated(node.inputs[gate])?, node.inputs[up])));
                     found.unzip()
                 }
                 _ => continue,
             };
             for ((gate, activation, by), up) in gates.into_iter().zip(others) {
-                let (Some(gate), Some(up)) = (uses.private_linear(gate), uses.private_linear(up)) else { continue };
+                let (Some(gate), Some(up)) = (uses.private_linear(gate), uses.private_linear(up)) else {
+                    continue;
+                };
                 let (a, b) = (uses.node(gate), uses.node(up));
                 let alike = gate != up
                     && a.inputs[0] == b.inputs[0]
@@ -338,7 +347,9 @@ impl Fusions {
                 Fused::Gated { gate, up, norm, .. } => Some((vec![*gate, *up], norm)),
                 _ => None,
             });
-            let one = reading.find(|(nodes, _)| !readers.is_empty() && readers.iter().all(|reader| nodes.contains(reader)));
+            let one = reading.find(|(nodes, _)| {
+                !readers.is_empty() && readers.iter().all(|reader| nodes.contains(reader))
+            });
             if let Some((_, norm)) = one.filter(|_| !is_output) {
                 *norm = Some(id);
                 self.absorbed.insert(id);
@@ -346,7 +357,8 @@ impl Fusions {
             }
             if let Some(user) = uses.only_user(node.output).filter(|&user| self.is_free(user))
                 && uses.node(user).op == Op::Add
-                && let Some(residual) = uses.node(user).inputs.iter().copied().find(|&input| input != node.output)
+                && let Some(residual) =
+                    uses.node(user).inputs.iter().copied().find(|&input| input != node.output)
                 && uses.graph.value(residual).shape == uses.graph.value(node.output).shape
                 && !uses.is_weight(residual)
             {

@@ -35,7 +35,13 @@ impl Compiler<'_> {
         from.transpose(permutation).ok_or_else(|| unsupported("a transpose of this form"))
     }
 
-    pub(super) fn slice(&mut self, node: &Node, axis: usize, start: &Dim, end: &Dim) -> Result<View, BackendError> {
+    pub(super) fn slice(
+        &mut self,
+        node: &Node,
+        axis: usize,
+        start: &Dim,
+        end: &Dim,
+    ) -> Result<View, BackendError> {
         let from = self.view(node.inputs[0])?;
         let bound = |dim: &Dim| dim.as_constant().and_then(|bound| usize::try_from(bound).ok());
         let (Some(start), Some(end)) = (bound(start), bound(end)) else {
@@ -48,7 +54,8 @@ impl Compiler<'_> {
     pub(super) fn cat(&mut self, node: &Node, axis: usize) -> Result<View, BackendError> {
         let parts = node.inputs.iter().map(|&id| self.view(id)).collect::<Result<Vec<_>, _>>()?;
         let first = parts.first().cloned().ok_or_else(|| unsupported("a cat of nothing"))?;
-        let alike = |part: &View| part.tokens == first.tokens && self.rows_of(part.span) == self.rows_of(first.span);
+        let alike =
+            |part: &View| part.tokens == first.tokens && self.rows_of(part.span) == self.rows_of(first.span);
         if axis == first.tokens || !parts.iter().all(alike) {
             return Err(unsupported("a cat of tokens"));
         }
@@ -56,7 +63,8 @@ impl Compiler<'_> {
         let mut start = 0;
         for part in &parts {
             let size = part.axes.get(axis).map_or(0, |axis| axis.size);
-            let place = to.slice(axis, start, start + size).ok_or_else(|| unsupported("a cat of this form"))?;
+            let place =
+                to.slice(axis, start, start + size).ok_or_else(|| unsupported("a cat of this form"))?;
             start += size;
             self.push_map(Function::Copy, part, &place)?;
         }

@@ -94,7 +94,10 @@ impl Compiler<'_> {
         let weight = &self.weights[linear.weight.0];
         let x = self.dtype_of(linear.x);
         if weight.dtype != x {
-            return Err(unsupported(format!("activations of dtype {x} times weights of dtype {}", weight.dtype)));
+            return Err(unsupported(format!(
+                "activations of dtype {x} times weights of dtype {}",
+                weight.dtype
+            )));
         }
         let to = self.dtype_of(linear.to);
         if to != x && to != DType::F32 {
@@ -127,19 +130,28 @@ impl Compiler<'_> {
     ) -> Result<View, BackendError> {
         let kind = self.norm_kind(node)?;
         let mut from = self.view(node.inputs[0])?;
-        if from.groups().is_none() {
-            from = self.contiguous(node.inputs[0])?;
+        // Groups that are not one after the other in the order of the axes still may lie side by side.
+        let side_by_side =
+            |view: &View| view.groups().is_some_and(|(groups, stride, width)| groups == 1 || stride == width);
+        let aligned =
+            (from.span.offset * self.dtype_of(from.span).size()).is_multiple_of(super::VECTOR_BYTES);
+        if !side_by_side(&from) || !aligned {
+            from = self.copied(&from, self.dtype_of(from.span));
         }
         let to = self.output(output, &from)?;
         let residual = residual.map(|id| self.contiguous(id)).transpose()?.map(|view| view.span);
-        let (Some((groups, from_stride, width)), Some((to_groups, to_stride, _))) = (from.groups(), to.groups()) else {
+        let Some((groups, _, width)) = from.groups() else {
             return Err(unsupported("a norm of this layout"));
         };
-        if groups != to_groups || (residual.is_some() && groups != 1) {
+        if residual.is_some() && groups != 1 {
             return Err(unsupported("a norm of this layout"));
         }
-        let (from, to_span) = (from.span, to.span);
-        self.steps.push(Step::Norm(Norm { kind, from, to: to_span, residual, groups, from_stride, to_stride, width }));
+        if let Some(residual) = residual
+            && self.buffers[residual.buffer.0].stride != self.buffers[to.span.buffer.0].stride
+        {
+            return Err(unsupported("a residual of other rows"));
+        }
+        self.steps.push(Step::Norm(Norm { kind, from: from.span, to: to.span, residual, groups, width }));
         Ok(to)
     }
 
@@ -154,7 +166,8 @@ impl Compiler<'_> {
         let Some(Place::Ids(ids)) = self.places.get(&ids).cloned() else {
             return Err(unsupported("indices that are neither tokens nor positions"));
         };
-        let tokens = self.token_axis(node.output).ok_or_else(|| unsupported("an embedding without tokens"))?;
+        let tokens =
+            self.token_axis(node.output).ok_or_else(|| unsupported("an embedding without tokens"))?;
         let table = self.weight(table)?;
         let sizes = self.sizes(node.output)?;
         let width = sizes.iter().product();
@@ -166,7 +179,11 @@ impl Compiler<'_> {
         Ok(View::of(buffer, tokens, &sizes))
     }
 
-    pub(super) fn experts(&mut self, node: &Node, attributes: ExpertAttributes) -> Result<View, BackendError> {
+    pub(super) fn experts(
+        &mut self,
+        node: &Node,
+        attributes: ExpertAttributes,
+    ) -> Result<View, BackendError> {
         let [x, router_logits] = [self.contiguous(node.inputs[0])?, self.contiguous(node.inputs[1])?];
         let (gate_up, down) = (self.weight(node.inputs[2])?, self.weight(node.inputs[3])?);
         let (hidden, experts) = (x.elements(), router_logits.elements());
