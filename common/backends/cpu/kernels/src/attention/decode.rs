@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use crate::Elements;
 use crate::isa::{Isa, Kernel};
-use crate::linear::{dots, tile};
+use crate::linear::dots;
 use crate::simd::{Element, Simd};
 
 use super::AttentionArgs;
 use super::online::{RowState, exp_scalar};
 use super::plan::Sequence;
+use super::tile::tile;
 
 /// Most rows, tokens times query heads of a group, that are done this way.
 pub(super) const DECODE_ROWS: usize = 8;

@@ -8,6 +8,7 @@ mod decode;
 mod online;
 mod plan;
 mod prefill;
+mod tile;
 
 use std::ops::Range;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::linear::VectorShape;
+use crate::isa::VectorShape;
 use crate::shared::{Queue, SharedMut};
 use crate::{Isa, KvView, Scratch, ThreadPool};
 

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use crate::Elements;
 use crate::isa::{Isa, Kernel};
-use crate::linear::{pack_transposed, tile};
 use crate::simd::{Element, Simd};
 
 use super::AttentionArgs;
 use super::decode::{add_scaled, elements_from};
 use super::online::RowState;
 use super::plan::Sequence;
+use super::tile::{pack_transposed, tile};
 
 /// Keys of a block: a whole number of pairs of vectors for every instruction set.
 const KEYS: usize = 64;
