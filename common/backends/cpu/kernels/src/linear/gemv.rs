@@ -298,7 +298,7 @@ pub(super) const fn most_activations<S: Simd>() -> usize {
 /// # Safety
 /// The rows, `x_stride` and `w_stride` apart, have `k` readable elements each.
 #[inline(always)]
-pub(crate) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
+pub(super) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
     s: S,
     w: *const E,
     w_stride: usize,

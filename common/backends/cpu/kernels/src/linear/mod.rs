@@ -20,7 +20,6 @@ mod stage;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use amx::is_available as amx_is_available;
-pub(crate) use gemv::dots;
 
 use crate::shared::SharedMut;
 use crate::{Isa, Scratch, ThreadPool, Weight};
