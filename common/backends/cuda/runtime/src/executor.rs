@@ -205,11 +205,10 @@ impl Executor {
         for _ in 0..steps {
             self.device.launch_graph(self.stream, graph)?;
         }
-        let found = &mut self.greedy.host.bytes_mut()[..steps * rows * size_of::<u32>()];
-        self.device.copy_out(self.stream, found, self.greedy.address(Greedy::Found))?;
+        let (bytes, from) = (steps * rows * size_of::<u32>(), self.greedy.address(Greedy::Found));
+        self.device.copy_out(self.stream, &mut self.greedy.host.bytes_mut()[..bytes], from)?;
         self.device.synchronize(self.stream)?;
-        let tokens: &[u32] =
-            bytemuck::cast_slice(&self.greedy.host.bytes()[..steps * rows * size_of::<u32>()]);
+        let tokens: &[u32] = bytemuck::cast_slice(&self.greedy.host.bytes()[..bytes]);
         Ok(tokens.chunks_exact(rows).flat_map(|turn| &turn[..parts.len()]).copied().collect())
     }
 

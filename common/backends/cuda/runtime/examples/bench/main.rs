@@ -91,9 +91,9 @@ fn conformance(builder: &CudaBuilder) -> anyhow::Result<()> {
     };
     let examine = &examine;
     let broken = std::thread::scope(|scope| {
-        let all: Vec<_> = std::iter::once(&("ops", ops)).chain(PROMISES).collect();
+        let all: Vec<_> = std::iter::once(("ops", ops)).chain(PROMISES.iter().copied()).collect();
         let threads: Vec<_> =
-            all.into_iter().map(|&(name, promise)| scope.spawn(move || examine(name, promise))).collect();
+            all.into_iter().map(|(name, promise)| scope.spawn(move || examine(name, promise))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or(false)).filter(|kept| !kept).count()
     });
     ensure!(broken == 0, "{broken} promises are broken");
