@@ -6,7 +6,8 @@ use std::sync::Arc;
 use roundhouse_backend::BackendError;
 use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Memory, Module, Pinned, Stream};
 use roundhouse_cuda_plan::{
-    Argument, Attended, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, launches, scratch_bytes,
+    Argument, Attended, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes, launches,
+    scratch_bytes,
 };
 use roundhouse_engine::{CacheKind, ComputeCapability};
 use roundhouse_graph::DType;
@@ -45,6 +46,7 @@ pub(crate) struct Executor {
     _constant_memory: Memory,
     slots: Vec<Memory>,
     scratch: Memory,
+    counters: Memory,
     block: Memory,
     block_host: Pinned,
     logits_host: Pinned,
@@ -81,6 +83,10 @@ impl Executor {
 
         let slots = plan.slot_bytes().into_iter().map(allocate).collect::<Result<Vec<_>, _>>()?;
         let scratch = allocate(scratch_bytes)?;
+        let counter_bytes = counter_bytes(context);
+        let counters = allocate(counter_bytes)?;
+        let zeros = device.fill(device.stream(), counters.address(), 0, counter_bytes);
+        zeros.map_err(|error| error::device(&error))?;
         let own_cache = match plan.cache_kind {
             CacheKind::None => Some(allocate(plan.cache.bytes(plan.limits.sequence))?),
             _ => None,
@@ -102,6 +108,7 @@ impl Executor {
             _constant_memory: constant_memory,
             slots,
             scratch,
+            counters,
             block,
             block_host,
             logits_host,
@@ -130,7 +137,8 @@ impl Executor {
 
     /// Bytes on the device beside those of the weights.
     pub(crate) fn workspace_bytes(&self) -> u64 {
-        let all = self.slots.iter().chain([&self.scratch, &self.block]).chain(&self.own_cache);
+        let all =
+            self.slots.iter().chain([&self.scratch, &self.counters, &self.block]).chain(&self.own_cache);
         all.map(|memory| memory.bytes() as u64).sum()
     }
 
@@ -236,6 +244,7 @@ impl Executor {
             Argument::Tiles => block(layout.tiles),
             Argument::Selected => block(layout.selected),
             Argument::Scratch => self.scratch.address(),
+            Argument::Counters => self.counters.address(),
             Argument::Int(value) => u64::from(value.cast_unsigned()),
             Argument::Long(value) => value.cast_unsigned(),
             Argument::Float(value) => u64::from(value.to_bits()),
