@@ -42,6 +42,14 @@ pub enum EmulationError {
         /// What the compiler says.
         log: String,
     },
+    /// There is nothing to put a mistake into.
+    #[error("kernel {kernel} has no `{right}`")]
+    NoMistake {
+        /// The kernel.
+        kernel: String,
+        /// What it was to have.
+        right: String,
+    },
     /// A file cannot be written or loaded.
     #[error("{}: {message}", path.display())]
     File {
@@ -52,13 +60,28 @@ pub enum EmulationError {
     },
 }
 
+/// A change of the kernels' text, to see that a mistake is noticed.
+#[derive(Debug, Clone)]
+pub struct Mistake {
+    /// What is in the text.
+    pub right: String,
+    /// What is put in its place.
+    pub wrong: String,
+}
+
 /// Compiles one kernel to a shared library in `folder`, unless it is there already, and returns its path.
 ///
 /// # Errors
-/// [`EmulationError`].
-pub fn compile(folder: &Path, kernel: &Kernel) -> Result<PathBuf, EmulationError> {
+/// [`EmulationError`]; [`EmulationError::NoMistake`] where the kernel's text has not what a mistake is to change.
+pub fn compile(folder: &Path, kernel: &Kernel, mistake: Option<&Mistake>) -> Result<PathBuf, EmulationError> {
     let name = kernel.name();
     let mut source = translation_unit_on(PRELUDE, std::slice::from_ref(kernel));
+    if let Some(Mistake { right, wrong }) = mistake {
+        if !source.contains(right) {
+            return Err(EmulationError::NoMistake { kernel: name, right: right.clone() });
+        }
+        source = source.replace(right, wrong);
+    }
     source.push_str("EMULATION_ENTRY(");
     source.push_str(&name);
     source.push_str(")\n");

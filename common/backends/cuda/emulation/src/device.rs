@@ -10,7 +10,7 @@ use roundhouse_cuda_kernels::Kernel;
 use roundhouse_engine::ComputeCapability;
 
 use crate::allocations::Allocations;
-use crate::compile::compile;
+use crate::compile::{Mistake, compile};
 use crate::library::CompiledKernel;
 
 const MEMORY_BYTES: u64 = 4 << 30;
@@ -24,6 +24,7 @@ const STEPS: Stream = Stream(0);
 pub struct EmulatedDevice {
     properties: Properties,
     folder: PathBuf,
+    mistake: Option<Mistake>,
     state: Mutex<State>,
 }
 
@@ -107,7 +108,13 @@ impl EmulatedDevice {
             multiprocessors: 4,
             shared_bytes: 232_448,
         };
-        Self { properties, folder, state: Mutex::default() }
+        Self { properties, folder, mistake: None, state: Mutex::default() }
+    }
+
+    /// The same with a mistake in all its kernels.
+    #[must_use]
+    pub fn with_mistake(folder: PathBuf, mistake: Mistake) -> Self {
+        Self { mistake: Some(mistake), ..Self::new(folder) }
     }
 }
 
@@ -181,7 +188,7 @@ impl Device for EmulatedDevice {
         let kernel =
             kernel.ok_or_else(|| DeviceError::Failed(format!("the image has no kernel called {name}")))?;
         // Without the lock: it may take a second.
-        let compiled = compile(&self.folder, &kernel).and_then(|path| CompiledKernel::load(&path));
+        let compiled = compile(&self.folder, &kernel, self.mistake.as_ref()).and_then(|path| CompiledKernel::load(&path));
         let compiled = compiled.map_err(|error| DeviceError::Failed(error.to_string()))?;
         let mut state = self.state.lock();
         let function = state.handle();

@@ -13,6 +13,6 @@ mod compiler;
 mod device;
 mod library;
 
-pub use compile::{EmulationError, compile};
+pub use compile::{EmulationError, Mistake, compile};
 pub use compiler::EmulationCompiler;
 pub use device::EmulatedDevice;

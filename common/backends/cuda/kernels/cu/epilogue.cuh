@@ -46,12 +46,12 @@ template <typename OUTPUT, bool BIAS, int FUNCTION, bool GATED_, bool SOFT_CAP, 
 #define LINEAR_PARAMETERS(T)                                                                                          \
   const T *x, int x_stride, const T *norm_weight, const T *norm_bias, float epsilon, const void *weight,              \
       const void *scales, const void *offsets, const void *bias, const void *residual, int residual_stride, void *y,  \
-      int y_stride, int n, int columns, int rows, float output_scale, float soft_cap, int flags
+      int y_stride, int n, int columns, int rows, float output_scale, float soft_cap, int flags, u32 *counters, float *scratch
 #define LINEAR_EPILOGUE \
   const EpilogueArguments epilogue = {bias, residual, residual_stride, y, y_stride, n, output_scale, soft_cap}
 // The same, handed on.
 #define LINEAR_ARGUMENTS                                                                                          \
   x, x_stride, norm_weight, norm_bias, epsilon, weight, scales, offsets, bias, residual, residual_stride, y,      \
-      y_stride, n, columns, rows, output_scale, soft_cap, flags
+      y_stride, n, columns, rows, output_scale, soft_cap, flags, counters, scratch
 // A type in parentheses, which keep its commas together in a macro's argument.
 #define UNPACK_TYPE(...) __VA_ARGS__

@@ -3,8 +3,8 @@
 
 template <typename T, typename W> DEVICE void linear_any(LINEAR_PARAMETERS(T)) {
   DYNAMIC_SHARED(shared);
-  float* scratch = reinterpret_cast<float*>(shared);
-  float* h = scratch + 32;
+  float* warp_sums = reinterpret_cast<float*>(shared);
+  float* h = warp_sums + 32;
   launch_dependents();
   wait_for_previous();
   const int prologue = flags & 3, function = flags >> 2 & 3;
@@ -18,13 +18,13 @@ template <typename T, typename W> DEVICE void linear_any(LINEAR_PARAMETERS(T)) {
     h[k] = to_float(x[k]);
     total += prologue == 3 ? h[k] : h[k] * h[k];
   }
-  float squares = block_sum(total, scratch), mean = 0.f;
+  float squares = block_sum(total, warp_sums), mean = 0.f;
   if (prologue != 0) {
     if (prologue == 3) {
       mean = squares / columns;
       total = 0.f;
       for (int k = threadIdx.x; k < columns; k += blockDim.x) total += (h[k] - mean) * (h[k] - mean);
-      squares = block_sum(total, scratch);
+      squares = block_sum(total, warp_sums);
     }
     const float factor = 1.f / sqrtf(squares / columns + epsilon);
     for (int k = threadIdx.x; k < columns; k += blockDim.x) {

@@ -1,6 +1,9 @@
-// Products of many rows with a weight on the tensor cores: tiles of 128 rows by 128 rows of the weight, 32 columns at a time
-// through shared memory, several ahead. Of a gated product every 16 rows of the weight's tile are 8 of the gate and the 8
-// that belong to them, so a lane holds both.
+// Products of many rows with a weight on the tensor cores: tiles of 32, 64 or 128 rows by 128 rows of the weight, 32 columns at
+// a time through shared memory, several ahead. Of a gated product every 16 rows of the weight's tile are 8 of the gate and the
+// 8 that belong to them, so a lane holds both.
+//
+// Where tiles alone would leave multiprocessors without work, gridDim.z blocks share one, each with a part of the columns. The
+// last of them to end, by the tile's counter, which is zero before and after, adds what all have left in `scratch`.
 
 constexpr int TILE = 128, TILE_COLUMNS = 32;
 
@@ -63,72 +66,85 @@ template <bool GATED> DEVICE i64 tile_weight_row(int first, int i, int n) {
   return (j < n ? j : n - 1) + (i % 16 >= 8 ? n : 0);
 }
 
-template <typename T, typename W, int STAGES, typename E> DEVICE void linear_tiles(LINEAR_PARAMETERS(T)) {
-  constexpr int ELEMENTS = TILE * TILE_COLUMNS;
+template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void linear_tiles(LINEAR_PARAMETERS(T)) {
+  constexpr int X_ELEMENTS = ROWS * TILE_COLUMNS, W_ELEMENTS = TILE * TILE_COLUMNS, HEIGHT = ROWS / 32;
+  constexpr int X_COPIES = (ROWS * 4 + 255) / 256;
   DYNAMIC_SHARED(shared);
   T* x_shared = reinterpret_cast<T*>(shared);
-  T* w_shared = x_shared + STAGES * ELEMENTS;
+  T* w_shared = x_shared + STAGES * X_ELEMENTS;
   LINEAR_EPILOGUE;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-  // A warp has 64 rows and 32 rows of the weight.
-  const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
-  const int first_row = blockIdx.x * TILE, first_weight = blockIdx.y * TILE;
-  const int steps = columns / TILE_COLUMNS;
-  launch_dependents();
-  wait_for_previous();
+  // A warp has half of the rows and 32 rows of the weight.
+  const int warp_row = warp / 4 * (ROWS / 2), warp_column = warp % 4 * 32;
+  const int first_row = blockIdx.x * ROWS, first_weight = blockIdx.y * TILE;
+  const int all_steps = columns / TILE_COLUMNS, each = (all_steps + gridDim.z - 1) / gridDim.z;
+  const int first_step = blockIdx.z * each < all_steps ? blockIdx.z * each : all_steps;
+  const int end_step = first_step + each < all_steps ? first_step + each : all_steps;
 
-  const T* x_from[2];
-  bool x_valid[2];
-  i64 w_rows[2];
+  const T* x_from[X_COPIES];
+  bool x_valid[X_COPIES];
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int at = (threadIdx.x + i * 256) / 4, row = first_row + at;
+  for (int i = 0; i < X_COPIES; i++) {
+    const int row = first_row + (threadIdx.x + i * 256) / 4;
     x_valid[i] = row < rows;
     x_from[i] = x + static_cast<i64>(x_valid[i] ? row : 0) * x_stride + threadIdx.x % 4 * 8;
-    w_rows[i] = tile_weight_row<E::GATED>(first_weight, at, n);
   }
+  i64 w_rows[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) w_rows[i] = tile_weight_row<E::GATED>(first_weight, (threadIdx.x + i * 256) / 4, n);
   constexpr int CHUNKS = WeightTile<T, W>::CHUNKS;
   const i64 w_row = tile_weight_row<E::GATED>(first_weight, threadIdx.x / CHUNKS % TILE, n);
   WeightTile<T, W> w_tile;
-  auto load = [&](int step) {
-    if (step < steps) {
-      T* x_tile = x_shared + step % STAGES * ELEMENTS;
+  auto load_w = [&](int step) {
+    if (step < end_step) w_tile.load(w_shared + step % STAGES * W_ELEMENTS, weight, columns, step * TILE_COLUMNS, w_rows, w_row);
+  };
+  auto load_x = [&](int step) {
+    if (step < end_step) {
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
+      for (int i = 0; i < X_COPIES; i++) {
         const int at = (threadIdx.x + i * 256) / 4;
-        copy16_async(tile_chunk(x_tile, at, threadIdx.x % 4), x_from[i] + step * TILE_COLUMNS, x_valid[i]);
+        if (at < ROWS) {
+          T* to = tile_chunk(x_shared + step % STAGES * X_ELEMENTS, at, threadIdx.x % 4);
+          copy16_async(to, x_from[i] + step * TILE_COLUMNS, x_valid[i]);
+        }
       }
-      w_tile.load(w_shared + step % STAGES * ELEMENTS, weight, columns, step * TILE_COLUMNS, w_rows, w_row);
     }
     commit_copies();
   };
-  auto store = [&](int step) {
-    if (step < steps) {
-      w_tile.store(w_shared + step % STAGES * ELEMENTS, scales, offsets, columns, step * TILE_COLUMNS, w_row);
+  auto store_w = [&](int step) {
+    if (step < end_step) {
+      w_tile.store(w_shared + step % STAGES * W_ELEMENTS, scales, offsets, columns, step * TILE_COLUMNS, w_row);
     }
   };
-  for (int step = 0; step < STAGES - 1; step++) {
-    load(step);
-    store(step);
-  }
-
-  float c[4][4][4];
+  launch_dependents();
+  // The weight does not depend on the kernel before.
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < STAGES - 1; i++) {
+    load_w(first_step + i);
+    store_w(first_step + i);
+  }
+  wait_for_previous();
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) load_x(first_step + i);
+
+  float c[HEIGHT][4][4];
+#pragma unroll
+  for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
     for (int j = 0; j < 4; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
   }
-  for (int step = 0; step < steps; step++) {
+  for (int step = first_step; step < end_step; step++) {
     wait_for_copies<STAGES - 2>();
     __syncthreads();
-    load(step + STAGES - 1);
-    T* x_tile = x_shared + step % STAGES * ELEMENTS;
-    T* wt = w_shared + step % STAGES * ELEMENTS;
+    load_w(step + STAGES - 1);
+    load_x(step + STAGES - 1);
+    T* x_tile = x_shared + step % STAGES * X_ELEMENTS;
+    T* wt = w_shared + step % STAGES * W_ELEMENTS;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      u32 a[4][4], b[2][4];
+      u32 a[HEIGHT][4], b[2][4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < HEIGHT; i++) {
         load_matrices(a[i], tile_chunk(x_tile, warp_row + i * 16 + (lane & 15), half * 2 + (lane >> 4)));
       }
 #pragma unroll
@@ -136,19 +152,57 @@ template <typename T, typename W, int STAGES, typename E> DEVICE void linear_til
         load_matrices(b[j], tile_chunk(wt, warp_column + j * 16 + (lane & 7) + (lane >> 4) * 8, half * 2 + (lane >> 3 & 1)));
       }
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           multiply_tile<T>(c[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
       }
     }
-    store(step + STAGES - 1);
+    store_w(step + STAGES - 1);
+  }
+
+  if (gridDim.z > 1) {
+    const int tile = blockIdx.y * gridDim.x + blockIdx.x, tiles = gridDim.x * gridDim.y;
+    u32* counter = counters + tile;
+    // A thread's sums in 16 bytes each, those of neighbours beside each other.
+    float* sums = scratch + threadIdx.x * 4;
+    auto part = [&](int z, int i, int j) { return sums + ((static_cast<i64>(z) * tiles + tile) * HEIGHT * 4 + i * 4 + j) * 1024; };
+#pragma unroll
+    for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) store_elements<float, 4>(part(blockIdx.z, i, j), c[i][j]);
+    }
+    __threadfence();
+    __syncthreads();
+    u32* last = reinterpret_cast<u32*>(shared);
+    if (threadIdx.x == 0) *last = atomicAdd(counter, 1u) + 1 == gridDim.z ? 1u : 0u;
+    __syncthreads();
+    if (*last == 0u) return;
+    __threadfence();
+    if (threadIdx.x == 0) *counter = 0u;
+    // In the order of the parts, so that the sum does not depend on which block was last.
+#pragma unroll
+    for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        float sum[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 4
+        for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
+          float v[4];
+          load_elements<float, 4>(part(z, i, j), v);
+#pragma unroll
+          for (int e = 0; e < 4; e++) sum[e] += v[e];
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) c[i][j][e] = sum[e];
+      }
+    }
   }
 
   constexpr float FACTOR = 1.f / W::template pair_factor<T>();
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const int row = first_row + warp_row + i * 16 + g + e / 2 * 8;
@@ -166,7 +220,7 @@ template <typename T, typename W, int STAGES, typename E> DEVICE void linear_til
     }
   }
 }
-#define INSTANTIATE_LINEAR_TILES(name, T, W, STAGES, E)                             \
-  KERNEL(256, 1) name(LINEAR_PARAMETERS(T)) {                                       \
-    linear_tiles<T, UNPACK_TYPE W, STAGES, UNPACK_TYPE E>(LINEAR_ARGUMENTS);        \
+#define INSTANTIATE_LINEAR_TILES(name, T, W, ROWS, STAGES, E)                       \
+  KERNEL(256, ROWS > 64 ? 1 : 2) name(LINEAR_PARAMETERS(T)) {                       \
+    linear_tiles<T, UNPACK_TYPE W, ROWS, STAGES, UNPACK_TYPE E>(LINEAR_ARGUMENTS);  \
   }

@@ -10,14 +10,15 @@ use crate::{Launch, kernel::Specialization};
 
 /// Warps of a block.
 const WARPS: u32 = 8;
-/// Rows of activations and outputs of a block of [`Method::Tiles`].
-const TILE_ROWS: u32 = 128;
+/// Rows of the weight of a block of [`Method::Tiles`].
 const TILE_OUTPUTS: u32 = 128;
-/// Columns of a stage of [`Method::Tiles`], and stages in flight.
+/// Columns of a stage of [`Method::Tiles`].
 const TILE_COLUMNS: u32 = 32;
-const TILE_STAGES: u32 = 4;
-/// Blocks of a multiprocessor whose loads together hide the memory's latency.
-const BUSY_BLOCKS: u32 = 3;
+/// Blocks of [`Method::Tiles`] that a multiprocessor should have.
+const TILE_BLOCKS: u32 = 2;
+/// The most blocks that share a tile, and the fewest stages that one of them has.
+const MAX_TILE_SPLIT: u32 = 16;
+const MIN_TILE_STEPS: u32 = 8;
 
 /// How a weight is stored. All are row-major `[outputs, columns]`, as in [`roundhouse_graph::Op::Linear`] and
 /// [`roundhouse_graph::Op::QuantizedLinear`]: nothing is packed anew.
@@ -59,14 +60,17 @@ pub enum Method {
         /// As of `Rows`.
         split: u32,
     },
-    /// Tensor cores, tiles of 128 rows by 128 outputs in shared memory: prefill. fp16 and bf16;
+    /// Tensor cores, tiles of so many rows by 128 outputs in shared memory: large batches and prefill. fp16 and bf16;
     /// columns and groups as for `Rows`.
-    Tiles,
+    Tiles {
+        /// 32, 64 or 128.
+        rows: u32,
+    },
 }
 
 impl Method {
     /// The method for `rows` rows of activations and a weight `[outputs, columns]` on a device with so many
-    /// multiprocessors. `outputs` counts weight rows: twice the outputs where gated.
+    /// multiprocessors. `outputs` counts weight rows: twice the outputs where gated. `normed` is whether there is a prologue.
     #[must_use]
     pub fn choose(
         dtype: DType,
@@ -74,6 +78,7 @@ impl Method {
         rows: u32,
         outputs: u32,
         columns: u32,
+        normed: bool,
         multiprocessors: u32,
     ) -> Self {
         let halves = matches!(dtype, DType::F16 | DType::Bf16);
@@ -84,33 +89,41 @@ impl Method {
         if columns < 256 || !columns.is_multiple_of(32) || !whole_groups {
             return Self::Any;
         }
+        // Few bits take more work than multiply-adds leave time for.
+        let rows = if halves && weight != Weight::Float { rows.max(2) } else { rows };
         match rows {
-            // Enough warps for every multiprocessor to be full, while each still has a few loads to do.
-            0..=1 => Self::Rows { rows: 1, split: split(outputs / 2, columns / 512, multiprocessors) },
+            0..=1 => Self::Rows { rows: 1, split: rows_split(outputs, columns, normed, multiprocessors) },
             2.. if !halves => Self::Rows {
                 rows: rows.next_power_of_two().min(8),
-                split: split(outputs / 2, columns / 512, multiprocessors),
+                split: rows_split(outputs, columns, normed, multiprocessors),
             },
-            2..=64 => Self::Tensor {
-                rows: rows.next_power_of_two().max(8),
-                split: split(outputs / 16, columns / 128, multiprocessors),
-            },
-            _ => Self::Tiles,
+            2..=16 => {
+                let rows = rows.next_power_of_two().max(8);
+                // More rows are more work between a warp's loads, so fewer warps keep the memory busy.
+                let blocks = multiprocessors * if rows > 8 { 2 } else { 4 };
+                let split = (blocks * 16 * WARPS * 9 / 10).div_ceil(outputs.max(1)).next_power_of_two();
+                Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
+            }
+            17..=32 => Self::Tiles { rows: 32 },
+            33..=64 => Self::Tiles { rows: 64 },
+            _ => Self::Tiles { rows: 128 },
         }
     }
 }
 
-/// How many of a block's warps share outputs, of which there are so many times a warp's: as leaves the fewest
-/// multiprocessors without work at the end, while all have enough to hide the memory's latency.
-fn split(warps: u32, most: u32, multiprocessors: u32) -> u32 {
-    let most = most.clamp(1, WARPS).next_power_of_two();
-    let score = |split: u32| {
-        let blocks = f64::from((warps * split).div_ceil(WARPS));
-        let each = blocks / f64::from(multiprocessors);
-        each / each.ceil() * (each / f64::from(BUSY_BLOCKS)).min(1.0)
-    };
-    let candidates = (0..=most.ilog2()).map(|bits| 1 << bits);
-    candidates.fold(1, |best, split| if score(split) > score(best) + 1e-3 { split } else { best })
+const fn prev_power_of_two(number: u32) -> u32 {
+    if number == 0 { 1 } else { 1 << number.ilog2() }
+}
+
+/// How many of a block's warps share outputs in [`Method::Rows`].
+fn rows_split(outputs: u32, columns: u32, normed: bool, multiprocessors: u32) -> u32 {
+    let most = prev_power_of_two(columns / 256).min(WARPS);
+    if !normed {
+        return most;
+    }
+    // Every block normalises the row for itself: as few blocks as keep all multiprocessors busy.
+    let blocks = outputs.div_ceil(2 * WARPS);
+    if blocks >= multiprocessors { 1 } else { most.min(2) }
 }
 
 /// What is done to the activations while they are read.
@@ -195,7 +208,8 @@ impl Epilogue {
 /// `y[r, j] = epilogue(Σ_k prologue(x)[r, k] · w[j, k])`.
 ///
 /// `x` has rows `x_stride` elements apart, `y` `y_stride`, the residual `residual_stride`. `n` is the outputs of a row
-/// (half the weight's rows where gated), and `flags` is [`Linear::flags`]. Arguments that a specialisation does not use are 0.
+/// (half the weight's rows where gated), and `flags` is [`Linear::flags`]. `counters`
+/// and `scratch` are as [`Linear::scratch_bytes`] says. Arguments that a specialisation does not use are 0.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Linear {
     /// Type of the activations.
@@ -212,10 +226,44 @@ pub struct Linear {
     pub epilogue: Epilogue,
 }
 
+/// Stages of [`Method::Tiles`] in shared memory: fewer rows do less between loads, so more are ahead.
+const fn tile_stages(rows: u32) -> u32 {
+    if rows > 64 { 4 } else { 6 }
+}
+
 impl Linear {
-    /// The launch for `rows` rows and `n` outputs of a row.
+    /// How many blocks share a tile of [`Method::Tiles`], so that all multiprocessors have work.
+    fn tile_split(&self, tiles: u32, multiprocessors: u32) -> u32 {
+        let steps = self.columns / TILE_COLUMNS;
+        (TILE_BLOCKS * multiprocessors / tiles.max(1)).min(steps / MIN_TILE_STEPS).clamp(1, MAX_TILE_SPLIT)
+    }
+
+    /// Bytes of `scratch` that the launch for so many rows and outputs needs, up to [`Linear::most_scratch_bytes`]. If
+    /// any, it needs `counters` too: an `int` for each block of x and y, up to [`Linear::counters`], which are zeros
+    /// before and after. Launches of one stream may share both.
     #[must_use]
-    pub fn launch(&self, rows: u32, n: u32) -> Launch {
+    pub fn scratch_bytes(&self, rows: u32, n: u32, multiprocessors: u32) -> u64 {
+        let Method::Tiles { rows: tile_rows } = self.method else { return 0 };
+        let [x, y, z] = self.launch(rows, n, multiprocessors).grid;
+        let sums = u64::from(x) * u64::from(y) * u64::from(z) * u64::from(tile_rows * TILE_OUTPUTS) * 4;
+        if z == 1 { 0 } else { sums }
+    }
+
+    /// The most counters that a launch needs.
+    #[must_use]
+    pub const fn counters(multiprocessors: u32) -> u32 {
+        TILE_BLOCKS * multiprocessors
+    }
+
+    /// The most scratch memory that a launch needs.
+    #[must_use]
+    pub fn most_scratch_bytes(multiprocessors: u32) -> u64 {
+        u64::from(TILE_BLOCKS * multiprocessors) * u64::from(TILE_OUTPUTS * TILE_OUTPUTS) * 4
+    }
+
+    /// The launch for `rows` rows and `n` outputs of a row on a device with so many multiprocessors.
+    #[must_use]
+    pub fn launch(&self, rows: u32, n: u32, multiprocessors: u32) -> Launch {
         let weight_rows = if self.epilogue.gated { 2 * n } else { n };
         match self.method {
             Method::Any => Launch {
@@ -233,11 +281,14 @@ impl Linear {
                 block: WARPS * 32,
                 shared_bytes: if split == 1 { 0 } else { 4 * WARPS * 16 * tile },
             },
-            Method::Tiles => Launch {
-                grid: [rows.div_ceil(TILE_ROWS), weight_rows.div_ceil(TILE_OUTPUTS), 1],
-                block: WARPS * 32,
-                shared_bytes: TILE_STAGES * (TILE_ROWS + TILE_OUTPUTS) * TILE_COLUMNS * 2,
-            },
+            Method::Tiles { rows: tile_rows } => {
+                let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(TILE_OUTPUTS));
+                Launch {
+                    grid: [x, y, self.tile_split(x * y, multiprocessors)],
+                    block: WARPS * 32,
+                    shared_bytes: tile_stages(tile_rows) * (tile_rows + TILE_OUTPUTS) * TILE_COLUMNS * 2,
+                }
+            }
         }
     }
 
@@ -275,7 +326,7 @@ impl Specialization for Linear {
                 format!("linear_rows{rows}x{split}_{}{weight}_k{}", self.dtype, self.columns)
             }
             Method::Tensor { rows, split } => format!("linear_tensor{rows}x{split}_{}{weight}", self.dtype),
-            Method::Tiles => format!("linear_tiles_{}{weight}", self.dtype),
+            Method::Tiles { rows } => format!("linear_tiles{rows}_{}{weight}", self.dtype),
         };
         name.push_str(match self.prologue {
             Prologue::None => "",
@@ -304,7 +355,7 @@ impl Specialization for Linear {
             Method::Any => Header::LinearAny,
             Method::Rows { .. } => Header::LinearRows,
             Method::Tensor { .. } => Header::LinearTensor,
-            Method::Tiles => Header::LinearTiles,
+            Method::Tiles { .. } => Header::LinearTiles,
         }
     }
 
@@ -333,7 +384,7 @@ impl Specialization for Linear {
                 ("INSTANTIATE_LINEAR_ROWS", format!("{}, {rows}, {split}, {prologue}", self.columns))
             }
             Method::Tensor { rows, split } => ("INSTANTIATE_LINEAR_TENSOR", format!("{rows}, {split}")),
-            Method::Tiles => ("INSTANTIATE_LINEAR_TILES", TILE_STAGES.to_string()),
+            Method::Tiles { rows } => ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {}", tile_stages(rows))),
         };
         let output = if epilogue.float_output { "float" } else { activation };
         format!(
@@ -369,6 +420,8 @@ impl Specialization for Linear {
                 float("output_scale"),
                 float("soft_cap"),
                 int("flags"),
+                pointer("counters"),
+                pointer("scratch"),
             ]
         }
     }

@@ -19,7 +19,7 @@ use crate::step::{Ids, Step};
 use crate::unsupported;
 use crate::view::Span;
 
-pub use attention::scratch_bytes;
+pub use attention::{counter_bytes, scratch_bytes};
 
 /// A launch, its arguments by what they are.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +55,13 @@ pub enum Argument {
     Selected,
     /// Memory that kernels need beside the buffers, see [`scratch_bytes`].
     Scratch,
+<<<<<<< HEAD
     /// What finding the likeliest tokens needs, see [`Greedy`].
     Greedy(Greedy),
+=======
+    /// [`Linear::counters`](roundhouse_cuda_kernels::Linear::counters) integers that are zeros between launches.
+    Counters,
+>>>>>>> cudak
     /// An `int`.
     Int(i32),
     /// A `long long`.

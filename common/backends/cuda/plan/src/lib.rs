@@ -21,7 +21,11 @@ use roundhouse_engine::BackendKind;
 
 pub use cache::{CacheLayout, CacheOffset, CacheTensor};
 pub use launch::{
+<<<<<<< HEAD
     Argument, Attended, Greedy, LaunchContext, PlannedLaunch, StepShape, greedy_launches, kernels, launches,
+=======
+    Argument, Attended, LaunchContext, PlannedLaunch, StepShape, counter_bytes, kernels, launches,
+>>>>>>> cudak
     nominal_multiprocessors, scratch_bytes,
 };
 pub use limits::StepLimits;

@@ -6,8 +6,13 @@ use std::sync::Arc;
 use roundhouse_backend::BackendError;
 use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Memory, Module, Pinned, Stream};
 use roundhouse_cuda_plan::{
+<<<<<<< HEAD
     Argument, Attended, Greedy, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, greedy_launches,
     launches, scratch_bytes,
+=======
+    Argument, Attended, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes, launches,
+    scratch_bytes,
+>>>>>>> cudak
 };
 use roundhouse_engine::{CacheKind, ComputeCapability};
 use roundhouse_graph::DType;
@@ -49,6 +54,7 @@ pub(crate) struct Executor {
     _constant_memory: Memory,
     slots: Vec<Memory>,
     scratch: Memory,
+    counters: Memory,
     block: Memory,
     block_host: Pinned,
     logits_host: Pinned,
@@ -86,6 +92,10 @@ impl Executor {
 
         let slots = plan.slot_bytes().into_iter().map(allocate).collect::<Result<Vec<_>, _>>()?;
         let scratch = allocate(scratch_bytes)?;
+        let counter_bytes = counter_bytes(context);
+        let counters = allocate(counter_bytes)?;
+        let zeros = device.fill(device.stream(), counters.address(), 0, counter_bytes);
+        zeros.map_err(|error| error::device(&error))?;
         let own_cache = match plan.cache_kind {
             CacheKind::None => Some(allocate(plan.cache.bytes(plan.limits.sequence))?),
             _ => None,
@@ -108,6 +118,7 @@ impl Executor {
             _constant_memory: constant_memory,
             slots,
             scratch,
+            counters,
             block,
             block_host,
             logits_host,
@@ -137,7 +148,8 @@ impl Executor {
 
     /// Bytes on the device beside those of the weights.
     pub(crate) fn workspace_bytes(&self) -> u64 {
-        let all = self.slots.iter().chain([&self.scratch, &self.block]).chain(&self.own_cache);
+        let all =
+            self.slots.iter().chain([&self.scratch, &self.counters, &self.block]).chain(&self.own_cache);
         all.map(|memory| memory.bytes() as u64).sum()
     }
 
@@ -280,8 +292,12 @@ impl Executor {
             Argument::Tiles => block(layout.tiles),
             Argument::Selected => block(layout.selected),
             Argument::Scratch => self.scratch.address(),
+<<<<<<< HEAD
             Argument::Greedy(Greedy::Turns) => block(layout.turns),
             Argument::Greedy(memory) => self.greedy.address(memory),
+=======
+            Argument::Counters => self.counters.address(),
+>>>>>>> cudak
             Argument::Int(value) => u64::from(value.cast_unsigned()),
             Argument::Long(value) => value.cast_unsigned(),
             Argument::Float(value) => u64::from(value.to_bits()),

@@ -86,13 +86,17 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
             variants.push((index, 1, Method::Rows { rows: 1, split }, Weight::Float));
         }
         if product.name.starts_with("1b") {
-            for rows in [8, 16, 64] {
-                for split in [2, 4, 8] {
+            for rows in [8, 16] {
+                for split in [1, 2, 4, 8] {
                     variants.push((index, rows, Method::Tensor { rows, split }, Weight::Float));
                 }
             }
+            for (rows, tile) in [(16, 32), (32, 32), (64, 64), (64, 128)] {
+                variants.push((index, rows, Method::Tiles { rows: tile }, Weight::Float));
+            }
             if product.n <= 8192 {
-                variants.push((index, 512, Method::Tiles, Weight::Float));
+                variants.push((index, 512, Method::Tiles { rows: 64 }, Weight::Float));
+                variants.push((index, 512, Method::Tiles { rows: 128 }, Weight::Float));
             }
         }
         if product.name.starts_with("8b") {
@@ -101,7 +105,8 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                     variants.push((index, 1, Method::Tensor { rows: 8, split }, weight));
                 }
             }
-            variants.push((index, 512, Method::Tiles, Weight::Float));
+            variants.push((index, 64, Method::Tiles { rows: 64 }, Weight::Float));
+            variants.push((index, 512, Method::Tiles { rows: 128 }, Weight::Float));
         }
     }
     variants
@@ -140,8 +145,15 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         kernels.push(AttentionPrefill { dtype: DTYPE, head_dim: heads.head_dim }.into());
     }
     for product in &PRODUCTS[..9] {
-        let method =
-            Method::choose(DTYPE, Weight::Float, 1, product.weight_rows(), product.columns, MULTIPROCESSORS);
+        let method = Method::choose(
+            DTYPE,
+            Weight::Float,
+            1,
+            product.weight_rows(),
+            product.columns,
+            product.prologue != Prologue::None,
+            MULTIPROCESSORS,
+        );
         kernels.push(product.linear(method, Weight::Float).into());
     }
     kernels
@@ -160,6 +172,8 @@ struct Bench<'a> {
     x: Memory,
     y: Memory,
     scratch: Memory,
+    counters: Memory,
+    sums: Memory,
     copy_rate: f64,
 }
 
@@ -237,8 +251,10 @@ impl Bench<'_> {
             Argument::F32(1.0),
             Argument::F32(0.0),
             Argument::I32(linear.flags()),
+            Argument::from(&self.counters),
+            Argument::from(&self.sums),
         ];
-        self.ready(linear.clone(), linear.launch(rows, product.n), &arguments)
+        self.ready(linear.clone(), linear.launch(rows, product.n, MULTIPROCESSORS), &arguments)
     }
 
     /// Times one product over different weights.
@@ -448,7 +464,8 @@ impl Bench<'_> {
         let (mut place, mut total) = (0, 0);
         let mut linear = |product: &Product, launches: &mut Vec<Ready>| -> anyhow::Result<()> {
             let (rows, k) = (product.weight_rows(), product.columns);
-            let method = Method::choose(DTYPE, Weight::Float, 1, rows, k, MULTIPROCESSORS);
+            let normed = product.prologue != Prologue::None;
+            let method = Method::choose(DTYPE, Weight::Float, 1, rows, k, normed, MULTIPROCESSORS);
             let linear = product.linear(method, Weight::Float);
             let bytes = product.bytes(Weight::Float);
             if place + bytes > POOL_BYTES {
@@ -544,6 +561,8 @@ pub(crate) fn run(runner: &Runner) -> anyhow::Result<()> {
         x: runner.upload(&small)?,
         y: runner.upload(&small)?,
         scratch: runner.upload(&small)?,
+        counters: runner.upload(&[0; 4096])?,
+        sums: runner.upload(&vec![0; 256 << 20])?,
         copy_rate,
     };
     bench.model("Llama-3.2-1B", 0, 16, &HEADS[0], 600)?;

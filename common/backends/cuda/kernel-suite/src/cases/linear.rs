@@ -1,5 +1,6 @@
 //! Products with weights of floats.
 
+use roundhouse_cuda_device::Memory;
 use roundhouse_cuda_kernels::{Activation, Epilogue, Linear, Method, Prologue, Weight};
 use roundhouse_graph::DType;
 
@@ -84,10 +85,15 @@ pub(super) fn cases() -> Vec<Case> {
             let method = Method::Tensor { rows, split: 8 };
             add(dtype, 544, method, Prologue::None, EPILOGUES[1], Shape { rows: rows as usize + 3, n: 20 });
         }
-        for epilogue in EPILOGUES {
-            add(dtype, 160, Method::Tiles, Prologue::None, epilogue, Shape { rows: 131, n: 70 });
+        for (i, epilogue) in EPILOGUES.into_iter().enumerate() {
+            let rows = [128, 64, 32][i % 3];
+            let shape = Shape { rows: rows as usize + 3, n: 70 };
+            add(dtype, 160, Method::Tiles { rows }, Prologue::None, epilogue, shape);
+            // Enough columns for several blocks to share a tile, of which one has fewer.
+            let shape = Shape { rows: rows as usize - 1, n: 70 };
+            add(dtype, 800, Method::Tiles { rows }, Prologue::None, epilogue, shape);
         }
-        add(dtype, 32, Method::Tiles, Prologue::None, EPILOGUES[0], Shape { rows: 3, n: 5 });
+        add(dtype, 32, Method::Tiles { rows: 128 }, Prologue::None, EPILOGUES[0], Shape { rows: 3, n: 5 });
     }
     cases
 }
@@ -102,6 +108,8 @@ pub(super) struct Operands {
     residual: Tensor,
     y: Tensor,
     y_stride: usize,
+    counters: Memory,
+    scratch: Memory,
 }
 
 const EPSILON: f32 = 1e-3;
@@ -119,7 +127,10 @@ impl Operands {
         let (x_stride, y_stride) = (columns.next_multiple_of(8) + 8, n + 3);
         let output = if linear.epilogue.float_output { DType::F32 } else { dtype };
         let x: Vec<f32> = random.floats(rows * x_stride, 1.0).iter().map(|x| x + 0.25).collect();
+        let scratch = linear.scratch_bytes(rows as u32, n as u32, runner.multiprocessors()) as usize;
         Ok(Self {
+            counters: runner.upload(&vec![0; 4 * Linear::counters(runner.multiprocessors()) as usize])?,
+            scratch: runner.poisoned(scratch)?,
             x: runner.numbers(dtype, &x)?,
             x_stride,
             norm_weight: runner.numbers(dtype, &random.floats(columns, 1.0))?,
@@ -155,7 +166,9 @@ impl Operands {
             shape.rows,
             OUTPUT_SCALE,
             SOFT_CAP,
-            linear.flags()
+            linear.flags(),
+            &self.counters,
+            &self.scratch
         ]
         .to_vec()
     }
@@ -197,6 +210,10 @@ impl Operands {
             }
         }
         compare("product", output, &stored, &expected, slack)?;
+        let counters = runner.read_integers(&self.counters)?;
+        if counters.iter().any(|&counter| counter != 0) {
+            compare("counters afterwards", DType::F32, &[1.0], &[0.0], 0.0)?;
+        }
         // Between the rows nothing is written.
         let between = (0..shape.rows)
             .all(|row| found[row * self.y_stride + n..(row + 1) * self.y_stride].iter().all(|x| x.is_nan()));
@@ -273,7 +290,7 @@ fn case(linear: Linear, shape: Shape) -> Case {
             &shape,
             [Argument::from(&weight), Argument::Pointer(0), Argument::Pointer(0)],
         );
-        let launch = linear.launch(shape.rows as u32, shape.n as u32);
+        let launch = linear.launch(shape.rows as u32, shape.n as u32, runner.multiprocessors());
         runner.launch(&kernel, launch, &arguments)?;
         operands.check(runner, &linear, &shape, &weight.values, 0.0)
     };

@@ -1,7 +1,10 @@
 //! Attention and what comes before it.
 
 use roundhouse_backend::BackendError;
-use roundhouse_cuda_kernels::{AttentionCombine, AttentionDecode, AttentionPrefill, HeadNorm, RotaryAppend};
+use roundhouse_cuda_kernels::{
+    AttentionCombine, AttentionDecode, AttentionPrefill, HeadNorm, Linear, RotaryAppend,
+};
+use roundhouse_graph::DType;
 
 use super::{Argument, LaunchContext, Launcher, count, int, long};
 use crate::plan::Plan;
@@ -13,7 +16,8 @@ use crate::view::Span;
 /// # Errors
 /// [`BackendError::Unsupported`] for sizes beyond what kernels count with.
 pub fn scratch_bytes(plan: &Plan, context: LaunchContext) -> Result<u64, BackendError> {
-    let mut most = 0;
+    let halves = matches!(plan.dtype, DType::F16 | DType::Bf16);
+    let mut most = if halves { Linear::most_scratch_bytes(context.multiprocessors) } else { 0 };
     for step in &plan.steps {
         let Step::Attend(attend) = step else { continue };
         let (heads, kv_heads) = (count(attend.q_heads)?, count(attend.kv_heads)?);
@@ -28,6 +32,12 @@ pub fn scratch_bytes(plan: &Plan, context: LaunchContext) -> Result<u64, Backend
         }
     }
     Ok(most)
+}
+
+/// Bytes of the integers of [`Argument::Counters`].
+#[must_use]
+pub fn counter_bytes(context: LaunchContext) -> usize {
+    4 * Linear::counters(context.multiprocessors) as usize
 }
 
 impl Launcher<'_> {

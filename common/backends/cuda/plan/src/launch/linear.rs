@@ -72,14 +72,16 @@ impl Launcher<'_> {
         let dtype = weight.dtype;
         let (rows, columns_count) = (count(rows)?, count(columns)?);
         let nominal = self.context.nominal_multiprocessors;
-        let method = Method::choose(dtype, Weight::Float, rows, count(outputs)?, columns_count, nominal);
+        let normed = linear.norm.is_some();
+        let method =
+            Method::choose(dtype, Weight::Float, rows, count(outputs)?, columns_count, normed, nominal);
 
         let mut x = self.source(linear.x);
         let mut normed = linear.norm;
         let inside = match method {
             Method::Any => true,
             Method::Rows { rows, .. } => rows as usize * columns * dtype.size() <= NORMED_BYTES,
-            Method::Tensor { .. } | Method::Tiles => false,
+            Method::Tensor { .. } | Method::Tiles { .. } => false,
         };
         if let Some((kind, buffer)) = normed.filter(|_| !inside) {
             let to = Span::of(buffer);
@@ -120,7 +122,9 @@ impl Launcher<'_> {
             prologue,
             epilogue,
         };
-        let launch = kernel.launch(rows, count(n)?);
+        let multiprocessors = self.context.multiprocessors;
+        let launch = kernel.launch(rows, count(n)?, multiprocessors);
+        let scratch = kernel.scratch_bytes(rows, count(n)?, multiprocessors) > 0;
         let residual = residual.map(|residual| self.source(residual));
         let arguments = vec![
             Argument::Span(x),
@@ -142,6 +146,8 @@ impl Launcher<'_> {
             Float(1.0),
             Float(cap.unwrap_or(0.0)),
             Int(kernel.flags()),
+            if scratch { Argument::Counters } else { Null },
+            if scratch { Argument::Scratch } else { Null },
         ];
         self.push(kernel, launch, arguments);
         Ok(())
