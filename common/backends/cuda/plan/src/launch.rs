@@ -55,13 +55,10 @@ pub enum Argument {
     Selected,
     /// Memory that kernels need beside the buffers, see [`scratch_bytes`].
     Scratch,
-<<<<<<< HEAD
     /// What finding the likeliest tokens needs, see [`Greedy`].
     Greedy(Greedy),
-=======
     /// [`Linear::counters`](roundhouse_cuda_kernels::Linear::counters) integers that are zeros between launches.
     Counters,
->>>>>>> cudak
     /// An `int`.
     Int(i32),
     /// A `long long`.

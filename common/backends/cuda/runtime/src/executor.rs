@@ -6,13 +6,8 @@ use std::sync::Arc;
 use roundhouse_backend::BackendError;
 use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Memory, Module, Pinned, Stream};
 use roundhouse_cuda_plan::{
-<<<<<<< HEAD
-    Argument, Attended, Greedy, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, greedy_launches,
-    launches, scratch_bytes,
-=======
-    Argument, Attended, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes, launches,
-    scratch_bytes,
->>>>>>> cudak
+    Argument, Attended, Greedy, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes,
+    greedy_launches, launches, scratch_bytes,
 };
 use roundhouse_engine::{CacheKind, ComputeCapability};
 use roundhouse_graph::DType;
@@ -292,12 +287,9 @@ impl Executor {
             Argument::Tiles => block(layout.tiles),
             Argument::Selected => block(layout.selected),
             Argument::Scratch => self.scratch.address(),
-<<<<<<< HEAD
             Argument::Greedy(Greedy::Turns) => block(layout.turns),
             Argument::Greedy(memory) => self.greedy.address(memory),
-=======
             Argument::Counters => self.counters.address(),
->>>>>>> cudak
             Argument::Int(value) => u64::from(value.cast_unsigned()),
             Argument::Long(value) => value.cast_unsigned(),
             Argument::Float(value) => u64::from(value.to_bits()),
