@@ -28,7 +28,12 @@ const LOGIT_ERROR: f32 = 1e-3;
 const FP16_ERROR: f32 = 0.11;
 
 fn quantization(format: WeightFormat, group_size: Option<u32>) -> Option<WeightQuantization> {
-    Some(WeightQuantization { format: format.into(), group_size })
+    Some(WeightQuantization { format: format.into(), group_size, symmetric: None })
+}
+
+/// What a response says of an engine of the compiler's weights.
+fn made_with(format: WeightFormat, group_size: u32, symmetric: bool) -> WeightQuantization {
+    WeightQuantization { format: format.into(), group_size: Some(group_size), symmetric: Some(symmetric) }
 }
 
 fn tiny(name: &str) -> PathBuf {
@@ -178,11 +183,13 @@ async fn weights_that_the_compiler_makes_are_near_the_checkpoints_in_every_liste
             let exact = request(&tiny(name), quantization(WeightFormat::None, None));
             let exact = shared.compiler.compile(exact).await.unwrap();
             let exact = logits(&*load(&shared, &exact).await, &prompt());
-            for (format, lost, logit_error) in [
-                (WeightFormat::Int8, 4_000..7_000, 0.15),
-                (WeightFormat::Fp8, 20_000..30_000, 0.5),
-                (WeightFormat::Int4, 60_000..90_000, 1.2),
+            for (format, symmetric, lost, logit_error) in [
+                (WeightFormat::Int8, true, 4_000..7_000, 0.15),
+                (WeightFormat::Fp8, true, 20_000..30_000, 0.5),
+                (WeightFormat::Int4, true, 60_000..90_000, 1.2),
+                (WeightFormat::Int4, false, 50_000..80_000, 1.2),
             ] {
+                let asked = made_with(format, 32, symmetric);
                 let mut in_fp32: Option<Vec<f32>> = None;
                 // In fp32 first, which the others are compared with.
                 for (precision, half_error) in
@@ -190,15 +197,15 @@ async fn weights_that_the_compiler_makes_are_near_the_checkpoints_in_every_liste
                 {
                     let listed = listed.iter().find(|each| each.precision() == precision_message(precision));
                     let forms = listed.map(|each| each.quantized_weights.as_slice()).unwrap_or_default();
-                    if !forms.iter().any(|form| form.format() == format && !form.offsets) {
+                    if !forms.iter().any(|form| form.format() == format && form.offsets != symmetric) {
                         continue;
                     }
                     let options = CompileOptions {
                         precision: Some(precision_message(precision).into()),
-                        ..request(&tiny(name), quantization(format, Some(32))).options.unwrap()
+                        ..request(&tiny(name), Some(asked)).options.unwrap()
                     };
                     let made = shared.compiler.compile(compile_request(&tiny(name), options)).await.unwrap();
-                    assert_eq!(Some(built_with(&made)), quantization(format, Some(32)), "{name}");
+                    assert_eq!(built_with(&made), asked, "{name}");
                     let ppm = count(&made, "weight_only_quantization", "relative_error_ppm");
                     assert!(lost.contains(&ppm), "{name} {format:?}: {ppm}");
                     let found = logits(&*load(&shared, &made).await, &prompt());
@@ -269,6 +276,7 @@ async fn engines_that_are_equal_have_equal_keys() {
 async fn what_cannot_be_is_refused_at_its_field() {
     const FORMAT: &str = "options.quantization.format";
     const GROUP_SIZE: &str = "options.quantization.group_size";
+    const SYMMETRIC: &str = "options.quantization.symmetric";
     let shared = shared().await.unwrap();
     let cases = [
         (quantization(WeightFormat::Int8, Some(0)), GROUP_SIZE, &["0"][..]),
@@ -276,7 +284,8 @@ async fn what_cannot_be_is_refused_at_its_field() {
         (quantization(WeightFormat::None, Some(32)), GROUP_SIZE, &["32"]),
         (quantization(WeightFormat::Checkpoint, Some(32)), GROUP_SIZE, &["32"]),
         (quantization(WeightFormat::Unspecified, Some(32)), GROUP_SIZE, &["32"]),
-        (Some(WeightQuantization { format: 77, group_size: None }), FORMAT, &["77"]),
+        (Some(WeightQuantization { format: 77, group_size: None, symmetric: None }), FORMAT, &["77"]),
+        (Some(made_with(WeightFormat::Int8, 32, false)), SYMMETRIC, &["int8"]),
         // Columns are 64 and 96; the default is 128.
         (quantization(WeightFormat::Int8, None), GROUP_SIZE, &["128", "64, 96"]),
         (quantization(WeightFormat::Checkpoint, None), FORMAT, &["checkpoint", "no weights"]),
