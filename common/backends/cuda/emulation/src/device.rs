@@ -188,7 +188,8 @@ impl Device for EmulatedDevice {
         let kernel =
             kernel.ok_or_else(|| DeviceError::Failed(format!("the image has no kernel called {name}")))?;
         // Without the lock: it may take a second.
-        let compiled = compile(&self.folder, &kernel, self.mistake.as_ref()).and_then(|path| CompiledKernel::load(&path));
+        let compiled = compile(&self.folder, &kernel, self.mistake.as_ref())
+            .and_then(|path| CompiledKernel::load(&path));
         let compiled = compiled.map_err(|error| DeviceError::Failed(error.to_string()))?;
         let mut state = self.state.lock();
         let function = state.handle();

@@ -51,16 +51,51 @@ fn every_kernel_gives_what_its_reference_gives() {
 
 /// What is wrong, the case that has to notice, what is in the source and what is put there.
 const MISTAKES: &[(&str, &str, &str, &str)] = &[
-    ("a barrier is missing", "linear_any_f16 2x9 flags 0x1", "= v;\n  __syncthreads();\n  float total", "= v;\n  float total"),
-    ("a key past the end counts", "attention_decode_tensor_f16_d40_g8", "+ 2 * t + e < last ?", "+ 2 * t + e <= last ?"),
-    ("the window is one too wide", "attention_decode_fma_f32 splits 1", "? end - window : 0", "? end - window - 1 : 0"),
+    (
+        "a barrier is missing",
+        "linear_any_f16 2x9 flags 0x1",
+        "= v;\n  __syncthreads();\n  float total",
+        "= v;\n  float total",
+    ),
+    (
+        "a key past the end counts",
+        "attention_decode_tensor_f16_d40_g8",
+        "+ 2 * t + e < last ?",
+        "+ 2 * t + e <= last ?",
+    ),
+    (
+        "the window is one too wide",
+        "attention_decode_fma_f32 splits 1",
+        "? end - window : 0",
+        "? end - window - 1 : 0",
+    ),
     ("a ring is not wrapped", "attention_decode_fma_f32 splits 1", "(key % k_cache.rows)", "(key)"),
-    ("a query sees the next key", "attention_prefill_f16_d64 f16 d64 g4", "key > position ||", "key > position + 1 ||"),
+    (
+        "a query sees the next key",
+        "attention_prefill_f16_d64 f16 d64 g4",
+        "key > position ||",
+        "key > position + 1 ||",
+    ),
     ("copies are not waited for", "attention_prefill_f16_d64 f16 d64 g4", "wait_for_copies<0>();", ""),
-    ("a split of the columns is left out", "linear_rows1x4_f16_k2048", "other < SPLIT;", "other < SPLIT - 1;"),
+    (
+        "a split of the columns is left out",
+        "linear_rows1x4_f16_k2048",
+        "other < SPLIT;",
+        "other < SPLIT - 1;",
+    ),
     ("the second row is the first", "linear_tensor8x1_f16", "(j0 + 8 < last ? j0 + 8 : last)", "i0"),
-    ("nibbles are swapped", "linear_tensor8x2_f16_int4", "(byte & 0xfu) | (byte & 0xf0u) << 12", "(byte >> 4 & 0xfu) | (byte & 0xfu) << 16"),
-    ("a tile's part is added twice", "linear_tiles64_f16_bias_gated_gelu_residual 63x70", "int z = 0; z < static_cast<int>", "int z = 1; z < static_cast<int>"),
+    (
+        "nibbles are swapped",
+        "linear_tensor8x2_f16_int4",
+        "(byte & 0xfu) | (byte & 0xf0u) << 12",
+        "(byte >> 4 & 0xfu) | (byte & 0xfu) << 16",
+    ),
+    (
+        "a tile's part is added twice",
+        "linear_tiles64_f16_bias_gated_gelu_residual 63x70",
+        "int z = 0; z < static_cast<int>",
+        "int z = 1; z < static_cast<int>",
+    ),
     ("the mean is not taken off", "norm_layer_f32", "(h[i + e] - mean) * factor", "h[i + e] * factor"),
     ("pairs are not rotated together", "rotary F32 None d64", "(second ? sine : -sine)", "sine"),
     ("equal tokens are all kept", "sample", "running_equals + equal_count <= equals_kept", "true"),

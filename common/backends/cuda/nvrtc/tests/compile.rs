@@ -4,8 +4,8 @@ use std::path::Path;
 
 use roundhouse_backend::LibrarySearch;
 use roundhouse_cuda_kernels::{
-    Activation, AttentionCombine, AttentionDecode, AttentionPrefill, Epilogue, Kernel, KernelCompiler, Linear, Method,
-    Prologue, Sample, Weight,
+    Activation, AttentionCombine, AttentionDecode, AttentionPrefill, Epilogue, Kernel, KernelCompiler,
+    Linear, Method, Prologue, Sample, Weight,
 };
 use roundhouse_cuda_nvrtc::{Nvrtc, cubin};
 use roundhouse_graph::{DType, WeightFormat};
@@ -13,7 +13,8 @@ use roundhouse_graph::{DType, WeightFormat};
 fn nvrtc() -> Nvrtc {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(4).unwrap();
     let folders = vec![workspace.join(".roundhouse/nvrtc")];
-    Nvrtc::open(&LibrarySearch { path: None, folders }).unwrap_or_else(|error| panic!("this test needs NVRTC: {error}"))
+    Nvrtc::open(&LibrarySearch { path: None, folders })
+        .unwrap_or_else(|error| panic!("this test needs NVRTC: {error}"))
 }
 
 /// One of each source that is hard on registers.
@@ -65,7 +66,8 @@ fn kernels_compile_for_every_target_without_local_memory() {
 fn the_same_kernels_are_the_same_bytes() {
     let nvrtc = nvrtc();
     let target = nvrtc.targets()[0];
-    let kernels = [AttentionCombine { dtype: DType::F16 }.into(), AttentionDecode::new(DType::F16, 64, 4).into()];
+    let kernels =
+        [AttentionCombine { dtype: DType::F16 }.into(), AttentionDecode::new(DType::F16, 64, 4).into()];
     let first = nvrtc.compile(&kernels, target).unwrap();
     assert_eq!(nvrtc.compile(&kernels, target).unwrap(), first);
     let backwards: Vec<Kernel> = kernels.into_iter().rev().collect();
