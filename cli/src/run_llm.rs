@@ -299,6 +299,7 @@ fn generation(args: &RunLlmArgs, engine: &str, input: generate_request::Input) -
             ..StoppingOptions::default()
         }),
         response: Some(ResponseOptions::default()),
+        ..GenerateRequest::default()
     }
 }
 

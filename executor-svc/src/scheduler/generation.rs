@@ -11,12 +11,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::prompt_scores::{PromptLogprobs, PromptScores};
-use crate::session::{Lease, SessionState};
+use crate::session::{KvMemoryExhausted, Lease, SessionState};
 
 /// What a generation was asked for.
 pub struct Request {
     /// For logs.
     pub id: String,
+    /// Whose it is: tenants get equal parts of the machine.
+    pub tenant: String,
+    /// Higher goes first.
+    pub priority: i32,
     /// The history and cache. The history already holds the new prompt, at least one token of which is not in the
     /// cache.
     pub lease: Lease,
@@ -135,6 +139,12 @@ pub enum GenerateError {
     /// The client read nothing.
     #[error("the client read nothing for {0:?}")]
     ClientStalled(Duration),
+    /// No step began in time.
+    #[error("it waited {0:?} for its first step, which is the limit")]
+    QueueTimeout(Duration),
+    /// Its keys and values do not fit the memory even alone.
+    #[error(transparent)]
+    Memory(KvMemoryExhausted),
     /// Its session was deleted.
     #[error("the session was deleted")]
     SessionDeleted,
@@ -180,7 +190,7 @@ pub(super) enum Progress {
 }
 
 impl Generation {
-    pub(super) fn new(mut request: Request, tokenizer: Arc<Tokenizer>) -> Self {
+    pub(super) fn new(mut request: Request, tokenizer: Arc<Tokenizer>, submitted: Instant) -> Self {
         let deleted = request.lease.session().map(|session| session.deleted().clone());
         let (prompt_tokens, cached_tokens) =
             request.lease.state().map_or((0, 0), |state| (state.tokens.len(), state.cache.len()));
@@ -194,7 +204,7 @@ impl Generation {
             output_tokens: 0,
             answer: String::new(),
             scores,
-            submitted: Instant::now(),
+            submitted,
             started: None,
             prefilled: None,
             last_token: None,
@@ -240,10 +250,13 @@ impl Generation {
         }
     }
 
-    /// Whether the client has room for a message. Notes since when it has not. The last place is kept for the end: a
-    /// client that is ended because it does not read is still told why, should it read again.
+    /// Whether the client has room for messages. Notes since when it has not: then it has again when half of its buffer is
+    /// free, so that one who reads slowly does not go on and stop with every message. The last place is kept for the end:
+    /// a client that is ended because it does not read is still told why, should it read again.
     pub(super) fn has_room(&mut self, now: Instant) -> bool {
-        let room = self.request.deltas.capacity() > 1;
+        let free = self.request.deltas.capacity();
+        let wanted = if self.stalled.is_some() { self.request.deltas.max_capacity() / 2 } else { 1 };
+        let room = free > wanted;
         self.stalled = if room { None } else { self.stalled.or(Some(now)) };
         room
     }

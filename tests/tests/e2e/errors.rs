@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use roundhouse_engine::{CacheKind, Precision};
-use roundhouse_proto::compiler::{self, CompileEngineRequest, CompileOptions};
+use roundhouse_proto::compiler::{CompileEngineRequest, CompileOptions};
 use roundhouse_proto::executor::{
     ChatMessages, GenerateRequest, StoppingOptions, TokenIds, generate_request,
 };

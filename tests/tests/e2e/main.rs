@@ -7,9 +7,12 @@ mod cancellation;
 mod discovery;
 mod engines;
 mod errors;
+mod gated;
 mod gemma3_tokens;
 mod greedy_tokens;
+mod memory_pressure;
 mod prompt_logprobs;
+mod queueing;
 mod sampling;
 mod sessions;
 mod sliding_windows;
@@ -17,4 +20,5 @@ mod streaming_text;
 #[cfg(feature = "tensorrt")]
 mod tensorrt_engines;
 mod tiny_model_logits;
+mod watchdog;
 mod weight_quantization;

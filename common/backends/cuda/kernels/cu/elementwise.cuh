@@ -74,3 +74,25 @@ template <typename T> DEVICE void numbers(const int* ids, T* to, i64 to_row, int
   KERNEL(256, 4) name(const int* ids, T* to, i64 to_row, int rows) {        \
     numbers<T>(ids, to, to_row, rows);                                      \
   }
+
+// Makes the tokens that were found those of the next step, one row a sequence, and keeps them: `found[turn]`, `turn` being how
+// often that was done since the row's `turns` was 0.
+DEVICE void advance(const int* tokens, int* ids, int* positions, const int* row_sequence, Sequence* sequences, int* turns,
+                    int* found, int rows) {
+  launch_dependents();
+  wait_for_previous();
+  const int row = threadIdx.x;
+  if (row >= rows) return;
+  const int turn = turns[row], sequence = row_sequence[row];
+  found[turn * rows + row] = tokens[row];
+  turns[row] = turn + 1;
+  if (sequence < 0) return;
+  ids[row] = tokens[row];
+  positions[row] += 1;
+  sequences[sequence].past += 1;
+}
+#define INSTANTIATE_ADVANCE(name)                                                                                       \
+  KERNEL(128, 1) name(const int* tokens, int* ids, int* positions, const int* row_sequence, Sequence* sequences,        \
+                      int* turns, int* found, int rows) {                                                               \
+    advance(tokens, ids, positions, row_sequence, sequences, turns, found, rows);                                       \
+  }

@@ -158,3 +158,48 @@ impl Specialization for Numbers {
         const { &[pointer("ids"), pointer("to"), long("to_row"), int("rows")] }
     }
 }
+
+/// Makes the tokens that were found those of the next step of at most [`Advance::MOST_ROWS`] sequences, one row each:
+/// `ids = tokens`, positions and lengths go on by one. `found [turns, rows]` keeps them; `turns [rows]` counts from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Advance {}
+
+impl Advance {
+    /// The most rows.
+    pub const MOST_ROWS: usize = 128;
+
+    /// One thread a row.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        Launch { grid: [1, 1, 1], block: 128, shared_bytes: 0 }
+    }
+}
+
+impl Specialization for Advance {
+    fn name(&self) -> String {
+        "advance".to_owned()
+    }
+
+    fn header(&self) -> Header {
+        Header::Elementwise
+    }
+
+    fn instantiation(&self) -> String {
+        format!("INSTANTIATE_ADVANCE({})", self.name())
+    }
+
+    fn parameters(&self) -> &'static [Parameter] {
+        const {
+            &[
+                pointer("tokens"),
+                pointer("ids"),
+                pointer("positions"),
+                pointer("row_sequence"),
+                pointer("sequences"),
+                pointer("turns"),
+                pointer("found"),
+                int("rows"),
+            ]
+        }
+    }
+}

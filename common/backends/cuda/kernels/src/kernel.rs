@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::parameter::Parameter;
 use crate::source::Header;
 use crate::{
-    ArgMax, AttentionCombine, AttentionDecode, AttentionPrefill, Binary, Embedding, ExpertsDown,
+    Advance, ArgMax, AttentionCombine, AttentionDecode, AttentionPrefill, Binary, Embedding, ExpertsDown,
     ExpertsGateUp, Linear, Map, Norm, Numbers, RotaryAppend, Router, Sample, SelectRows, Softmax,
 };
 
@@ -63,6 +63,7 @@ kernels!(
     Map,
     Binary,
     Numbers,
+    Advance,
     Softmax,
     Router,
     ExpertsGateUp,

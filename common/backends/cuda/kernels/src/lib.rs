@@ -41,7 +41,7 @@ pub use attention::{
     AttentionCombine, AttentionDecode, AttentionMethod, AttentionPrefill, MAX_GROUP, QUERY_TILE,
 };
 pub use compiler::{CompileError, KernelCompiler};
-pub use elementwise::{Binary, Map, Numbers};
+pub use elementwise::{Advance, Binary, Map, Numbers};
 pub use embedding::{Embedding, SelectRows};
 pub use experts::{ExpertsDown, ExpertsGateUp};
 pub use kernel::Kernel;

@@ -42,7 +42,7 @@ headers! {
     Weights = "weights.cuh" needs [Elements];
     Epilogue = "epilogue.cuh" needs [Activation, Elements];
     Activation = "activation.cuh" needs [];
-    Elementwise = "elementwise.cuh" needs [Elements, Activation];
+    Elementwise = "elementwise.cuh" needs [Elements, Activation, Step];
     Softmax = "softmax.cuh" needs [Elements, Reductions];
     Embedding = "embedding.cuh" needs [Elements];
     Norm = "norm.cuh" needs [Elements, Reductions];

@@ -11,7 +11,7 @@ mod rest;
 use std::collections::HashMap;
 
 use roundhouse_backend::BackendError;
-use roundhouse_cuda_kernels::{Kernel, Launch};
+use roundhouse_cuda_kernels::{Advance, ArgMax, Kernel, Launch};
 use roundhouse_engine::ComputeCapability;
 
 use crate::plan::{ConstantId, Plan, Rows, WeightId};
@@ -55,6 +55,8 @@ pub enum Argument {
     Selected,
     /// Memory that kernels need beside the buffers, see [`scratch_bytes`].
     Scratch,
+    /// What finding the likeliest tokens needs, see [`Greedy`].
+    Greedy(Greedy),
     /// [`Linear::counters`](roundhouse_cuda_kernels::Linear::counters) integers that are zeros between launches.
     Counters,
     /// An `int`.
@@ -63,6 +65,21 @@ pub enum Argument {
     Long(i64),
     /// A `float`.
     Float(f32),
+}
+
+/// Memory of [`greedy_launches`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Greedy {
+    /// Eight bytes a row, zeros between steps.
+    Best,
+    /// Four bytes a row, zeros between steps.
+    Count,
+    /// The token of each row.
+    Tokens,
+    /// How often each row went on: a part of the step's block, zeros at first.
+    Turns,
+    /// The tokens of all turns.
+    Found,
 }
 
 /// How many sequences have one row, and how many tiles of queries the others.
@@ -143,6 +160,44 @@ pub fn launches(
     Ok(launcher.launches)
 }
 
+/// The launches that follow those of a step of one row a sequence whose logits are all computed: they find each row's
+/// likeliest token and make it that of the next step.
+///
+/// # Errors
+/// As [`launches`].
+pub fn greedy_launches(plan: &Plan, rows: usize) -> Result<[PlannedLaunch; 2], BackendError> {
+    let logits = plan.buffer(plan.logits);
+    let arg_max = ArgMax {};
+    let found = PlannedLaunch {
+        launch: arg_max.launch(count(rows)?, count(plan.vocab_size)?),
+        kernel: arg_max.into(),
+        arguments: vec![
+            Argument::Span(Span::of(plan.logits)),
+            long(logits.stride)?,
+            Argument::Int(int(plan.vocab_size)?),
+            Argument::Greedy(Greedy::Best),
+            Argument::Greedy(Greedy::Count),
+            Argument::Greedy(Greedy::Tokens),
+        ],
+    };
+    let advance = Advance {};
+    let advanced = PlannedLaunch {
+        launch: advance.launch(),
+        kernel: advance.into(),
+        arguments: vec![
+            Argument::Greedy(Greedy::Tokens),
+            Argument::Ids(Ids::Tokens),
+            Argument::Ids(Ids::Positions),
+            Argument::RowSequence,
+            Argument::Sequences,
+            Argument::Greedy(Greedy::Turns),
+            Argument::Greedy(Greedy::Found),
+            Argument::Int(int(rows)?),
+        ],
+    };
+    Ok([found, advanced])
+}
+
 /// Every kernel that a plan's steps can launch in an image for GPUs of this compute capability, each once.
 ///
 /// # Errors
@@ -172,6 +227,9 @@ pub fn kernels(plan: &Plan, capability: ComputeCapability) -> Result<Vec<Kernel>
     for selected in sizes(plan.limits.rows) {
         let attended = Attended { single: true, tiles: 1 };
         add(StepShape { tokens: plan.limits.tokens, selected, selects_all: false, attended })?;
+    }
+    for launch in greedy_launches(plan, 1)? {
+        kernels.insert(launch.kernel.name(), launch.kernel);
     }
     let mut kernels: Vec<(String, Kernel)> = kernels.into_iter().collect();
     kernels.sort_by(|a, b| a.0.cmp(&b.0));

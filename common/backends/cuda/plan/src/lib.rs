@@ -21,8 +21,8 @@ use roundhouse_engine::BackendKind;
 
 pub use cache::{CacheLayout, CacheOffset, CacheTensor};
 pub use launch::{
-    Argument, Attended, LaunchContext, PlannedLaunch, StepShape, counter_bytes, kernels, launches,
-    nominal_multiprocessors, scratch_bytes,
+    Argument, Attended, Greedy, LaunchContext, PlannedLaunch, StepShape, counter_bytes, greedy_launches,
+    kernels, launches, nominal_multiprocessors, scratch_bytes,
 };
 pub use limits::StepLimits;
 pub use plan::{Buffer, BufferId, ConstantId, DeviceWeight, Plan, Rows, WeightId};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use roundhouse_backend::BackendError;
 use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Memory, Module, Pinned, Stream};
 use roundhouse_cuda_plan::{
-    Argument, Attended, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes, launches,
-    scratch_bytes,
+    Argument, Attended, Greedy, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes,
+    greedy_launches, launches, scratch_bytes,
 };
 use roundhouse_engine::{CacheKind, ComputeCapability};
 use roundhouse_graph::DType;
@@ -19,6 +19,9 @@ use crate::weights::DeviceWeights;
 
 /// The largest batch of decode steps whose launches are recorded.
 const LARGEST_RECORDED: usize = 64;
+
+/// The most steps of [`Executor::greedy`].
+pub(crate) const MOST_TURNS: usize = 16;
 
 /// Where weights begin that are not copied from the file.
 const CONSTANT_ALIGNMENT: usize = 256;
@@ -50,8 +53,9 @@ pub(crate) struct Executor {
     block: Memory,
     block_host: Pinned,
     logits_host: Pinned,
-    /// By the number of rows.
-    graphs: HashMap<usize, Graph>,
+    /// By the number of rows and whether they find the next tokens.
+    graphs: HashMap<(usize, bool), Graph>,
+    greedy: GreedyMemory,
     /// Without a cache: the memory that all sequences share.
     own_cache: Option<Memory>,
     logits_of_all: bool,
@@ -91,6 +95,7 @@ impl Executor {
             CacheKind::None => Some(allocate(plan.cache.bytes(plan.limits.sequence))?),
             _ => None,
         };
+        let greedy = GreedyMemory::new(&device).map_err(|error| error::device(&error))?;
         let (constants, constant_memory) =
             copy_constants(&device, &plan.constants).map_err(|error| error::device(&error))?;
         let (block, block_host, logits_host) =
@@ -113,6 +118,7 @@ impl Executor {
             block_host,
             logits_host,
             graphs: HashMap::new(),
+            greedy,
             own_cache,
             logits_of_all,
             device,
@@ -167,11 +173,8 @@ impl Executor {
         write_block(parts, shape, &mut self.block_host.bytes_mut()[..bytes]);
         self.device.copy_in(self.stream, self.block.address(), &self.block_host.bytes()[..bytes])?;
         match bucket {
-            Some(rows) => {
-                let graph = match self.graphs.get(&rows) {
-                    Some(&graph) => graph,
-                    None => self.record(shape)?,
-                };
+            Some(_) => {
+                let graph = self.graph(shape, false)?;
                 self.device.launch_graph(self.stream, graph)?;
             }
             None => {
@@ -191,15 +194,55 @@ impl Executor {
         (decodes && rows <= most).then_some(rows)
     }
 
-    fn record(&mut self, shape: StepShape) -> Result<Graph, DeviceError> {
-        let all = self.ready(shape)?;
+    /// The most sequences that [`Executor::greedy`] takes.
+    pub(crate) fn most_greedy_sequences(&self) -> usize {
+        LARGEST_RECORDED.min(self.plan.limits.tokens).min(self.plan.limits.rows)
+    }
+
+    /// Runs `steps` steps of one token a sequence, the next one's tokens being the likeliest after each: all of them, by
+    /// step and sequence. No more steps than [`MOST_TURNS`].
+    pub(crate) fn greedy(&mut self, parts: &[Part<'_>], steps: usize) -> Result<Vec<u32>, DeviceError> {
+        let rows = parts.len().next_power_of_two();
+        let shape =
+            StepShape { tokens: rows, selected: rows, selects_all: true, ..shape(parts, self.logits_of_all) };
+        let bytes = BlockLayout::new(shape).bytes;
+        write_block(parts, shape, &mut self.block_host.bytes_mut()[..bytes]);
+        self.device.copy_in(self.stream, self.block.address(), &self.block_host.bytes()[..bytes])?;
+        let graph = self.graph(shape, true)?;
+        for _ in 0..steps {
+            self.device.launch_graph(self.stream, graph)?;
+        }
+        let (bytes, from) = (steps * rows * size_of::<u32>(), self.greedy.address(Greedy::Found));
+        self.device.copy_out(self.stream, &mut self.greedy.host.bytes_mut()[..bytes], from)?;
+        self.device.synchronize(self.stream)?;
+        let tokens: &[u32] = bytemuck::cast_slice(&self.greedy.host.bytes()[..bytes]);
+        Ok(tokens.chunks_exact(rows).flat_map(|turn| &turn[..parts.len()]).copied().collect())
+    }
+
+    fn graph(&mut self, shape: StepShape, greedy: bool) -> Result<Graph, DeviceError> {
+        match self.graphs.get(&(shape.tokens, greedy)) {
+            Some(&graph) => Ok(graph),
+            None => self.record(shape, greedy),
+        }
+    }
+
+    fn record(&mut self, shape: StepShape, greedy: bool) -> Result<Graph, DeviceError> {
+        let mut all = self.ready(shape)?;
+        if greedy {
+            let planned = greedy_launches(&self.plan, shape.tokens);
+            let planned = planned.map_err(|error| DeviceError::Failed(error.to_string()))?;
+            let layout = BlockLayout::new(shape);
+            for planned in planned {
+                all.push(self.resolve(planned, layout)?);
+            }
+        }
         self.device.begin_graph(self.stream)?;
         let recorded = all.iter().try_for_each(|ready| self.launch(ready));
         // It is ended also where it failed: else the stream is of no more use.
         let graph = self.device.end_graph(self.stream);
         recorded?;
         let graph = graph?;
-        self.graphs.insert(shape.tokens, graph);
+        self.graphs.insert((shape.tokens, greedy), graph);
         Ok(graph)
     }
 
@@ -244,6 +287,8 @@ impl Executor {
             Argument::Tiles => block(layout.tiles),
             Argument::Selected => block(layout.selected),
             Argument::Scratch => self.scratch.address(),
+            Argument::Greedy(Greedy::Turns) => block(layout.turns),
+            Argument::Greedy(memory) => self.greedy.address(memory),
             Argument::Counters => self.counters.address(),
             Argument::Int(value) => u64::from(value.cast_unsigned()),
             Argument::Long(value) => value.cast_unsigned(),
@@ -288,6 +333,37 @@ impl Executor {
             }
         }
         Ok(())
+    }
+}
+
+/// What finding the likeliest tokens needs on the device.
+struct GreedyMemory {
+    memory: Memory,
+    host: Pinned,
+}
+
+impl GreedyMemory {
+    const BEST: usize = 0;
+    const COUNT: usize = Self::BEST + LARGEST_RECORDED * size_of::<u64>();
+    const TOKENS: usize = Self::COUNT + LARGEST_RECORDED * size_of::<u32>();
+    const FOUND: usize = Self::TOKENS + LARGEST_RECORDED * size_of::<u32>();
+    const FOUND_BYTES: usize = MOST_TURNS * LARGEST_RECORDED * size_of::<u32>();
+
+    fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        let memory = Memory::new(device, Self::FOUND + Self::FOUND_BYTES)?;
+        device.fill(device.stream(), memory.address(), 0, memory.bytes())?;
+        device.synchronize(device.stream())?;
+        Ok(Self { memory, host: Pinned::new(device, Self::FOUND_BYTES)? })
+    }
+
+    fn address(&self, part: Greedy) -> u64 {
+        let offset = match part {
+            Greedy::Best => Self::BEST,
+            Greedy::Count => Self::COUNT,
+            Greedy::Tokens | Greedy::Turns => Self::TOKENS,
+            Greedy::Found => Self::FOUND,
+        };
+        self.memory.address() + offset as u64
     }
 }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, Cache, LogitsRequest, Model, Sequence};
+use roundhouse_backend::{BackendError, Cache, GreedySequence, LogitsRequest, Model, Sequence};
 use roundhouse_cuda_device::{Device, DeviceError};
 use roundhouse_cuda_plan::{CacheLayout, StepLimits};
 use roundhouse_engine::{CacheKind, MemoryPlan};
 
 use crate::cache::CudaCache;
 use crate::error;
-use crate::executor::Executor;
+use crate::executor::{Executor, MOST_TURNS};
 use crate::pool::Pool;
 use crate::step::Part;
 
@@ -86,15 +86,54 @@ impl CudaModel {
             if tokens == 0 {
                 return Err(BackendError::InvalidArgument("a sequence without new tokens".to_owned()));
             }
-            if let Some(token) =
-                sequence.tokens.iter().find(|&&token| token as usize >= self.input_vocab_size)
-            {
-                let what = format!("token {token} is outside of the vocabulary of {}", self.input_vocab_size);
-                return Err(BackendError::InvalidArgument(what));
-            }
+            self.check_tokens(sequence.tokens)?;
             if tokens > capacity - length {
                 return Err(BackendError::CacheFull { tokens, length, capacity });
             }
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), BackendError> {
+        let outside = tokens.iter().find(|&&token| token as usize >= self.input_vocab_size);
+        outside.map_or(Ok(()), |token| {
+            let what = format!("token {token} is outside of the vocabulary of {}", self.input_vocab_size);
+            Err(BackendError::InvalidArgument(what))
+        })
+    }
+
+    /// Runs steps that find the next tokens themselves.
+    fn run_greedily(
+        &self,
+        executor: &mut Executor,
+        batch: &mut [GreedySequence<'_>],
+        steps: usize,
+    ) -> Result<(), DeviceError> {
+        let mut places = Vec::with_capacity(batch.len());
+        for sequence in batch.iter_mut() {
+            let Ok(cache) = CudaCache::of(self.id, sequence.cache) else { continue };
+            let past = cache.committed();
+            cache.reserve(&*self.device, past + steps)?;
+            cache.writes(past + steps);
+            let (kv, capacity) = cache.memory();
+            places.push((kv, capacity, past, sequence.token));
+        }
+        let parts = places.iter().map(|(kv, capacity, past, token)| Part {
+            kv: *kv,
+            capacity: *capacity,
+            past: *past,
+            tokens: std::slice::from_ref(token),
+            rows: 1,
+        });
+        let parts: Vec<Part<'_>> = parts.collect();
+        let found = executor.greedy(&parts, steps)?;
+        for (index, sequence) in batch.iter_mut().enumerate() {
+            sequence.found.clear();
+            sequence.found.extend(found.iter().skip(index).step_by(parts.len()));
+            let Ok(cache) = CudaCache::of(self.id, sequence.cache) else { continue };
+            // The last one found is not in the cache yet.
+            cache.commit(&[sequence.token]);
+            cache.commit(&sequence.found[..steps - 1]);
         }
         Ok(())
     }
@@ -226,6 +265,32 @@ impl Model for CudaModel {
             CudaCache::of(self.id, sequence.cache)?.commit(sequence.tokens);
         }
         Ok(())
+    }
+
+    fn decode_greedily(&self, batch: &mut [GreedySequence<'_>], steps: usize) -> Result<bool, BackendError> {
+        let (executor, lost) = &mut *self.executor.lock();
+        if let Some(why) = lost {
+            return Err(error::failed(why.clone()));
+        }
+        if self.whole || batch.is_empty() || batch.len() > executor.most_greedy_sequences() {
+            return Ok(false);
+        }
+        let steps = steps.clamp(1, MOST_TURNS);
+        for sequence in batch.iter_mut() {
+            self.check_tokens(&[sequence.token])?;
+            let cache = CudaCache::of(self.id, sequence.cache)?;
+            let (length, capacity) = (cache.begin(), cache.capacity());
+            if steps > capacity - length {
+                return Err(BackendError::CacheFull { tokens: steps, length, capacity });
+            }
+        }
+        self.run_greedily(executor, batch, steps).map_err(|failure| {
+            if matches!(failure, DeviceError::Lost(_)) {
+                *lost = Some(failure.to_string());
+            }
+            error::device(&failure)
+        })?;
+        Ok(true)
     }
 }
 

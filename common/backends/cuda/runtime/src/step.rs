@@ -28,6 +28,7 @@ pub(crate) struct BlockLayout {
     pub(crate) row_sequence: usize,
     pub(crate) selected: usize,
     pub(crate) tiles: usize,
+    pub(crate) turns: usize,
     pub(crate) bytes: usize,
 }
 
@@ -49,7 +50,8 @@ impl BlockLayout {
         let [ids, positions, row_sequence] = [(); 3].map(|()| place(shape.tokens * INT_BYTES));
         let selected = place(shape.selected * INT_BYTES);
         let tiles = place(shape.attended.tiles * TILE_BYTES);
-        Self { sequences, ids, positions, row_sequence, selected, tiles, bytes: end }
+        let turns = place(shape.tokens * INT_BYTES);
+        Self { sequences, ids, positions, row_sequence, selected, tiles, turns, bytes: end }
     }
 }
 

@@ -37,6 +37,7 @@ fn logits_equal_the_reference() {
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn every_cache_kind_equals_none() {
     conforms(suite::every_cache_kind_equals_none);
 }
@@ -47,16 +48,19 @@ fn ragged_batches_equal_one_by_one() {
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn chunked_prefill_equals_one_prefill() {
     conforms(suite::chunked_prefill_equals_one_prefill);
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn truncated_caches_go_on_as_fresh_ones() {
     conforms(suite::truncated_caches_go_on_as_fresh_ones);
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn sequences_are_isolated() {
     conforms(suite::sequences_are_isolated);
 }
@@ -67,21 +71,25 @@ fn long_sequences_see_their_windows() {
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn long_ragged_batches_equal_one_by_one() {
     conforms(suite::long_ragged_batches_equal_one_by_one);
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn long_sequences_are_cut_or_emptied() {
     conforms(suite::long_sequences_are_cut_or_emptied);
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn long_sequences_are_isolated() {
     conforms(suite::long_sequences_are_isolated);
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn requests_choose_the_logits() {
     conforms(suite::requests_choose_the_logits);
 }

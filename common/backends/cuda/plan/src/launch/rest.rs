@@ -1,7 +1,9 @@
 //! What is neither a product nor attention.
 
 use roundhouse_backend::BackendError;
-use roundhouse_cuda_kernels::{Binary, Embedding, Map, Numbers, Router, SelectRows, Softmax};
+use roundhouse_cuda_kernels::{
+    Binary, Embedding, ExpertsDown, ExpertsGateUp, Map, Numbers, Router, SelectRows, Softmax,
+};
 
 use super::{Argument, Launcher, count, int, long};
 use crate::step::{Activation, BinaryOp, Embed, Experts, Function, Ids, Operand};
@@ -215,7 +217,47 @@ impl Launcher<'_> {
             Argument::Int(i32::from(experts.normalize)),
         ];
         self.push(router, launch, arguments);
-        Err(unsupported("a mixture of experts"))
+
+        let dtype = self.plan.weight(experts.gate_up).dtype;
+        let (x, gated) = (self.source(experts.x), Span::of(experts.gated));
+        let each = [experts.hidden, experts.intermediate, experts.experts, experts.top_k];
+        let [hidden, intermediate, all, top_k] = each;
+        let number = |size: usize| int(size).map(Argument::Int);
+        let kernel = ExpertsGateUp { dtype };
+        let launch = kernel.launch(count(rows)?, count(top_k)?, count(intermediate)?);
+        let arguments = vec![
+            Argument::Span(x),
+            Argument::Int(self.stride(x)?),
+            Argument::Span(chosen),
+            Argument::Int(self.stride(chosen)?),
+            Argument::Weight(experts.gate_up),
+            Argument::Span(gated),
+            Argument::Int(self.stride(gated)?),
+            number(hidden)?,
+            number(intermediate)?,
+            number(all)?,
+        ];
+        self.push(kernel, launch, arguments);
+
+        let kernel = ExpertsDown { dtype };
+        let launch = kernel.launch(count(rows)?, count(hidden)?);
+        let arguments = vec![
+            Argument::Span(gated),
+            Argument::Int(self.stride(gated)?),
+            Argument::Span(chosen),
+            Argument::Int(self.stride(chosen)?),
+            Argument::Span(shares),
+            Argument::Int(self.stride(shares)?),
+            Argument::Weight(experts.down),
+            Argument::Span(experts.to),
+            Argument::Int(self.stride(experts.to)?),
+            number(hidden)?,
+            number(intermediate)?,
+            number(all)?,
+            number(top_k)?,
+        ];
+        self.push(kernel, launch, arguments);
+        Ok(())
     }
 }
 

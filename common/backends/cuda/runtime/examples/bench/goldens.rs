@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
-use roundhouse_backend::{Builder, LogitsRequest, Runtime, Sequence};
+use roundhouse_backend::{Builder, LogitsRequest, Model, Runtime, Sequence};
 use roundhouse_backend_conformance::{MemoryWeights, Rng};
 use roundhouse_engine::{CacheKind, Precision};
 use serde::Deserialize;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::engine::{build, options};
 
@@ -37,6 +38,21 @@ impl Golden {
         weights
     }
 
+    /// An engine of it, and the folder that it may have mapped.
+    pub(crate) fn engine(
+        &self,
+        builder: &dyn Builder,
+        runtime: &dyn Runtime,
+        precision: Precision,
+        cache: CacheKind,
+        max_seq_len: u32,
+    ) -> anyhow::Result<(Box<dyn Model>, TempDir)> {
+        let folder = tempfile::tempdir()?;
+        let options = options(precision, cache, max_seq_len, 4);
+        let files = build(builder, &self.name, &self.config, &self.weights(), &options, folder.path())?;
+        Ok((runtime.load(&files)?, folder))
+    }
+
     /// Runs its sequences through an engine, first their prompts together and then a token at a time; how far logits are
     /// from Transformers' at the most, as a part of the largest.
     pub(crate) fn difference(
@@ -46,10 +62,7 @@ impl Golden {
         precision: Precision,
         cache: CacheKind,
     ) -> anyhow::Result<f32> {
-        let folder = tempfile::tempdir()?;
-        let options = options(precision, cache, MAX_SEQ_LEN, 4);
-        let files = build(builder, &self.name, &self.config, &self.weights(), &options, folder.path())?;
-        let model = runtime.load(&files)?;
+        let (model, _files) = self.engine(builder, runtime, precision, cache, MAX_SEQ_LEN)?;
         let (length, prompt) = (self.input_ids[0].len(), self.input_ids[0].len() / 2);
         let mut caches =
             self.input_ids.iter().map(|_| model.new_cache(length)).collect::<Result<Vec<_>, _>>()?;

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context as _;
-use roundhouse_backend::{Cache, LogitsRequest, Model, Runtime as _, Sequence};
+use anyhow::{Context as _, ensure};
+use roundhouse_backend::{Cache, GreedySequence, LogitsRequest, Model, Runtime as _, Sequence};
 use roundhouse_cuda_builder::CudaBuilder;
 use roundhouse_cuda_device::{Device, Driver, GPU, Memory};
 use roundhouse_cuda_runtime::CudaRuntime;
@@ -60,6 +60,26 @@ impl<'a> Batch<'a> {
         let mut batch: Vec<Sequence<'_>> =
             parts.map(|(cache, logits)| Sequence { cache: &mut **cache, tokens, request, logits }).collect();
         Ok(self.model.forward(&mut batch)?)
+    }
+
+    /// Seconds of a decode step that finds the next token on the device, `steps` of them at once.
+    fn decode_greedily(&mut self, steps: usize) -> anyhow::Result<f64> {
+        let mut times = Vec::new();
+        let mut found = vec![vec![7]; self.caches.len()];
+        for _ in 0..NEW_TOKENS / steps {
+            let started = Instant::now();
+            let parts = self.caches.iter_mut().zip(&mut found);
+            let mut batch: Vec<GreedySequence<'_>> = parts
+                .map(|(cache, found)| GreedySequence {
+                    cache: &mut **cache,
+                    token: found.last().copied().unwrap_or(7),
+                    found,
+                })
+                .collect();
+            ensure!(self.model.decode_greedily(&mut batch, steps)?, "no tokens are found on the device");
+            times.push(started.elapsed().as_secs_f64() / steps as f64);
+        }
+        Ok(median(times))
     }
 
     /// Seconds of a decode step, the middle of [`NEW_TOKENS`].
@@ -126,7 +146,8 @@ fn one(
     );
     let weights = memory.weight_bytes as f64;
     for sequences in [1, 16, 64] {
-        let mut batch = Batch::new(&*model, sequences, PROMPT + 4 * NEW_TOKENS)?;
+        let mut batch = Batch::new(&*model, sequences, PROMPT + 6 * NEW_TOKENS)?;
+        batch.step(&prompt(64), LogitsRequest::None)?;
         let mut first = Vec::new();
         for _ in 0..if sequences == 1 { 5 } else { 2 } {
             batch.caches.iter_mut().for_each(|cache| {
@@ -139,15 +160,18 @@ fn one(
         batch.decode(LogitsRequest::None)?;
         let bare = batch.decode(LogitsRequest::None)?;
         let whole = batch.decode(LogitsRequest::Last)?;
+        let (greedy, ahead) = (batch.decode_greedily(1)?, batch.decode_greedily(8)?);
         let keys = (memory.kv_bytes_per_token * (PROMPT + 2 * NEW_TOKENS) as u64 * sequences as u64) as f64;
         println!(
             "{name}: {sequences:2} sequences: first token {:.2} ms, {:.1} tok/s without logits ({:.1} us a step, {:.1} % of copy), \
-             {:.1} tok/s with logits on the host",
+             {:.1} tok/s with logits on the host, {:.1} tok/s greedy on the device, {:.1} tok/s eight steps ahead",
             median(first) * 1e3,
             sequences as f64 / bare,
             bare * 1e6,
             100.0 * (weights + keys) / bare / bandwidth,
             sequences as f64 / whole,
+            sequences as f64 / greedy,
+            sequences as f64 / ahead,
         );
     }
     if max_seq_len as usize > LONG_CONTEXT {
