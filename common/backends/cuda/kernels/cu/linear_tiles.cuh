@@ -181,21 +181,29 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
     if (*last == 0u) return;
     __threadfence();
     if (threadIdx.x == 0) *counter = 0u;
-    // In the order of the parts, so that the sum does not depend on which block was last.
+    // In the order of the parts, so that the sum does not depend on which block was last; many loads at a time.
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float sum[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll 4
-        for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
-          float v[4];
-          load_elements<float, 4>(part(z, i, j), v);
+      for (int j = 0; j < 4; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
+    }
+#pragma unroll 2
+    for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
+      uint4 v[HEIGHT][4];
 #pragma unroll
-          for (int e = 0; e < 4; e++) sum[e] += v[e];
+      for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) v[i][j] = load16(part(z, i, j));
+      }
+#pragma unroll
+      for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float f[4];
+          unpack16<float>(v[i][j], f);
+#pragma unroll
+          for (int e = 0; e < 4; e++) c[i][j][e] += f[e];
         }
-#pragma unroll
-        for (int e = 0; e < 4; e++) c[i][j][e] = sum[e];
       }
     }
   }

@@ -17,7 +17,7 @@ const TILE_COLUMNS: u32 = 64;
 /// Stages of [`Method::Tiles`] in shared memory.
 const TILE_STAGES: u32 = 4;
 /// Blocks of [`Method::Tiles`] that a multiprocessor should have.
-const TILE_BLOCKS: u32 = 2;
+const TILE_BLOCKS: u32 = 1;
 /// The most blocks that share a tile, and the fewest stages that one of them has.
 const MAX_TILE_SPLIT: u32 = 16;
 const MIN_TILE_STEPS: u32 = 4;
@@ -107,7 +107,7 @@ impl Method {
                 Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
             }
             17..=32 => Self::Tiles { rows: 32 },
-            33..=64 => Self::Tiles { rows: 64 },
+            33..=1023 => Self::Tiles { rows: 64 },
             _ => Self::Tiles { rows: 128 },
         }
     }
