@@ -1,63 +1,14 @@
-// Products of many rows with a weight on the tensor cores: tiles of 32, 64 or 128 rows by 128 rows of the weight, 32 columns at
+// Products of many rows with a weight on the tensor cores: tiles of 32, 64 or 128 rows by 128 rows of the weight, 64 columns at
 // a time through shared memory, several ahead. Of a gated product every 16 rows of the weight's tile are 8 of the gate and the
 // 8 that belong to them, so a lane holds both.
 //
 // Where tiles alone would leave multiprocessors without work, gridDim.z blocks share one, each with a part of the columns. The
 // last of them to end, by the tile's counter, which is zero before and after, adds what all have left in `scratch`.
 
-constexpr int TILE = 128, TILE_COLUMNS = 32;
+constexpr int TILE = 128, TILE_COLUMNS = 64;
 
 // Where 16 bytes of a tile's row are: moved so that the rows of a matrix lie in different banks.
-template <typename T> DEVICE T* tile_chunk(T* tile, int row, int chunk) {
-  return tile + row * TILE_COLUMNS + ((chunk ^ (row >> 1)) & 3) * 8;
-}
-
-// What of the weight's tile a thread brings: floats are copied behind the kernel's back; few bits are loaded ahead, and become
-// T when they are stored.
-template <typename T, typename W> struct WeightTile {
-  static constexpr int CHUNKS = TILE_COLUMNS / W::CHUNK, COUNT = (TILE * CHUNKS + 255) / 256;
-  uint4 bytes[COUNT];
-
-  DEVICE void load(T*, const void* weight, int columns, int k0, const i64 (&)[2], i64 row_of_thread) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const int at = threadIdx.x + i * 256;
-      bytes[i] = make_uint4(0, 0, 0, 0);
-      if (at < TILE * CHUNKS) {
-        bytes[i] = load_weight(W::row(weight, columns, row_of_thread) + (k0 / W::CHUNK + at % CHUNKS) * 16);
-      }
-    }
-  }
-  DEVICE void store(T* tile, const void* scales, const void* offsets, int columns, int k0, i64 row_of_thread) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const int at = threadIdx.x + i * 256;
-      if (at < TILE * CHUNKS) {
-        const typename W::Row of_row(scales, offsets, columns, row_of_thread);
-        u32 w[W::CHUNK / 2];
-        W::template pairs<T>(bytes[i], of_row, k0 + at % CHUNKS * W::CHUNK, w);
-#pragma unroll
-        for (int c = 0; c < W::CHUNK / 8; c++) {
-          *reinterpret_cast<uint4*>(tile_chunk(tile, at / CHUNKS, at % CHUNKS * (W::CHUNK / 8) + c)) =
-              make_uint4(w[4 * c], w[4 * c + 1], w[4 * c + 2], w[4 * c + 3]);
-        }
-      }
-    }
-  }
-};
-template <typename T> struct WeightTile<T, FloatWeight<T>> {
-  static constexpr int CHUNKS = TILE_COLUMNS / 8;
-
-  DEVICE void load(T* tile, const void* weight, int columns, int k0, const i64 (&rows)[2], i64) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int at = threadIdx.x + i * 256;
-      const T* from = static_cast<const T*>(weight) + rows[i] * columns + k0 + at % CHUNKS * 8;
-      copy16_async(tile_chunk(tile, at / CHUNKS, at % CHUNKS), from, true);
-    }
-  }
-  DEVICE void store(T*, const void*, const void*, int, int, i64) {}
-};
+DEVICE int tile_offset(int row, int chunk) { return row * TILE_COLUMNS + ((chunk ^ row) & 7) * 8; }
 
 // The weight's row of row i of the tile; past the end the last one, whose results are dropped.
 template <bool GATED> DEVICE i64 tile_weight_row(int first, int i, int n) {
@@ -66,9 +17,68 @@ template <bool GATED> DEVICE i64 tile_weight_row(int first, int i, int n) {
   return (j < n ? j : n - 1) + (i % 16 >= 8 ? n : 0);
 }
 
+// What of the weight's tile a thread brings: floats are copied behind the kernel's back; few bits are loaded ahead, and become
+// T when they are stored. Columns past the end are anything, since the activations are zeros there.
+template <typename T, typename W, bool GATED> struct WeightTile {
+  static constexpr int CHUNKS = TILE_COLUMNS / W::CHUNK, COUNT = TILE * CHUNKS / 256;
+  uint4 bytes[COUNT];
+  const u8* from[COUNT];
+  i64 rows[COUNT];
+  int columns;
+
+  DEVICE WeightTile(const void* weight, int all_columns, int first, int n) : columns(all_columns) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      rows[i] = tile_weight_row<GATED>(first, (threadIdx.x + i * 256) / CHUNKS, n);
+      from[i] = W::row(weight, columns, rows[i]) + (threadIdx.x + i * 256) % CHUNKS * 16;
+    }
+  }
+  DEVICE void load(T*, int k0) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const bool valid = k0 + static_cast<int>(threadIdx.x + i * 256) % CHUNKS * W::CHUNK < columns;
+      bytes[i] = load_weight(from[i] + (valid ? k0 / W::CHUNK * 16 : 0));
+    }
+  }
+  DEVICE void store(T* tile, const void* scales, const void* offsets, int k0) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const int at = threadIdx.x + i * 256, k = k0 + at % CHUNKS * W::CHUNK;
+      const typename W::Row of_row(scales, offsets, columns, rows[i]);
+      u32 w[W::CHUNK / 2];
+      W::template pairs<T>(bytes[i], of_row, k < columns ? k : 0, w);
+#pragma unroll
+      for (int c = 0; c < W::CHUNK / 8; c++) {
+        *reinterpret_cast<uint4*>(tile + tile_offset(at / CHUNKS, at % CHUNKS * (W::CHUNK / 8) + c)) =
+            make_uint4(w[4 * c], w[4 * c + 1], w[4 * c + 2], w[4 * c + 3]);
+      }
+    }
+  }
+};
+template <typename T, bool GATED> struct WeightTile<T, FloatWeight<T>, GATED> {
+  const T* from[4];
+  int left;  // columns from the thread's first on
+
+  DEVICE WeightTile(const void* weight, int columns, int first, int n) : left(columns - threadIdx.x % 8 * 8) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const i64 row = tile_weight_row<GATED>(first, (threadIdx.x + i * 256) / 8, n);
+      from[i] = static_cast<const T*>(weight) + row * columns + threadIdx.x % 8 * 8;
+    }
+  }
+  DEVICE void load(T* tile, int k0) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      T* to = tile + tile_offset((threadIdx.x + i * 256) / 8, threadIdx.x % 8);
+      copy16_async(to, k0 < left ? from[i] + k0 : from[i], k0 < left);
+    }
+  }
+  DEVICE void store(T*, const void*, const void*, int) {}
+};
+
 template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void linear_tiles(LINEAR_PARAMETERS(T)) {
   constexpr int X_ELEMENTS = ROWS * TILE_COLUMNS, W_ELEMENTS = TILE * TILE_COLUMNS, HEIGHT = ROWS / 32;
-  constexpr int X_COPIES = (ROWS * 4 + 255) / 256;
+  constexpr int X_COPIES = ROWS / 32;
   DYNAMIC_SHARED(shared);
   T* x_shared = reinterpret_cast<T*>(shared);
   T* w_shared = x_shared + STAGES * X_ELEMENTS;
@@ -77,55 +87,43 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
   // A warp has half of the rows and 32 rows of the weight.
   const int warp_row = warp / 4 * (ROWS / 2), warp_column = warp % 4 * 32;
   const int first_row = blockIdx.x * ROWS, first_weight = blockIdx.y * TILE;
-  const int all_steps = columns / TILE_COLUMNS, each = (all_steps + gridDim.z - 1) / gridDim.z;
-  const int first_step = blockIdx.z * each < all_steps ? blockIdx.z * each : all_steps;
+  const int all_steps = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS, each = (all_steps + gridDim.z - 1) / gridDim.z;
+  const int first_step = static_cast<int>(blockIdx.z) * each < all_steps ? blockIdx.z * each : all_steps;
   const int end_step = first_step + each < all_steps ? first_step + each : all_steps;
 
   const T* x_from[X_COPIES];
   bool x_valid[X_COPIES];
+  const int x_left = columns - threadIdx.x % 8 * 8;
 #pragma unroll
   for (int i = 0; i < X_COPIES; i++) {
-    const int row = first_row + (threadIdx.x + i * 256) / 4;
+    const int row = first_row + (threadIdx.x + i * 256) / 8;
     x_valid[i] = row < rows;
-    x_from[i] = x + static_cast<i64>(x_valid[i] ? row : 0) * x_stride + threadIdx.x % 4 * 8;
+    x_from[i] = x + static_cast<i64>(x_valid[i] ? row : 0) * x_stride + threadIdx.x % 8 * 8;
   }
-  i64 w_rows[2];
-#pragma unroll
-  for (int i = 0; i < 2; i++) w_rows[i] = tile_weight_row<E::GATED>(first_weight, (threadIdx.x + i * 256) / 4, n);
-  constexpr int CHUNKS = WeightTile<T, W>::CHUNKS;
-  const i64 w_row = tile_weight_row<E::GATED>(first_weight, threadIdx.x / CHUNKS % TILE, n);
-  WeightTile<T, W> w_tile;
-  auto load_w = [&](int step) {
-    if (step < end_step) w_tile.load(w_shared + step % STAGES * W_ELEMENTS, weight, columns, step * TILE_COLUMNS, w_rows, w_row);
-  };
-  auto load_x = [&](int step) {
+  WeightTile<T, W, E::GATED> w_tile(weight, columns, first_weight, n);
+  auto load_x = [&](int step, int stage) {
     if (step < end_step) {
+      const int k0 = step * TILE_COLUMNS;
 #pragma unroll
       for (int i = 0; i < X_COPIES; i++) {
-        const int at = (threadIdx.x + i * 256) / 4;
-        if (at < ROWS) {
-          T* to = tile_chunk(x_shared + step % STAGES * X_ELEMENTS, at, threadIdx.x % 4);
-          copy16_async(to, x_from[i] + step * TILE_COLUMNS, x_valid[i]);
-        }
+        T* to = x_shared + stage * X_ELEMENTS + tile_offset((threadIdx.x + i * 256) / 8, threadIdx.x % 8);
+        copy16_async(to, k0 < x_left ? x_from[i] + k0 : x_from[i], x_valid[i] && k0 < x_left);
       }
     }
     commit_copies();
-  };
-  auto store_w = [&](int step) {
-    if (step < end_step) {
-      w_tile.store(w_shared + step % STAGES * W_ELEMENTS, scales, offsets, columns, step * TILE_COLUMNS, w_row);
-    }
   };
   launch_dependents();
   // The weight does not depend on the kernel before.
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
-    load_w(first_step + i);
-    store_w(first_step + i);
+    if (first_step + i < end_step) {
+      w_tile.load(w_shared + i * W_ELEMENTS, (first_step + i) * TILE_COLUMNS);
+      w_tile.store(w_shared + i * W_ELEMENTS, scales, offsets, (first_step + i) * TILE_COLUMNS);
+    }
   }
   wait_for_previous();
 #pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) load_x(first_step + i);
+  for (int i = 0; i < STAGES - 1; i++) load_x(first_step + i, i);
 
   float c[HEIGHT][4][4];
 #pragma unroll
@@ -133,24 +131,24 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
 #pragma unroll
     for (int j = 0; j < 4; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
   }
+  // Where this lane's rows of the matrices begin, and what moves their chunks.
+  const int a_row = warp_row + (lane & 15), b_row = warp_column + (lane & 7) + (lane >> 4) * 8;
+  const int a_chunk = lane >> 4, b_chunk = lane >> 3 & 1;
+  int stage = 0, load_stage = STAGES - 1;
   for (int step = first_step; step < end_step; step++) {
     wait_for_copies<STAGES - 2>();
     __syncthreads();
-    load_w(step + STAGES - 1);
-    load_x(step + STAGES - 1);
-    T* x_tile = x_shared + step % STAGES * X_ELEMENTS;
-    T* wt = w_shared + step % STAGES * W_ELEMENTS;
+    const int ahead = step + STAGES - 1;
+    if (ahead < end_step) w_tile.load(w_shared + load_stage * W_ELEMENTS, ahead * TILE_COLUMNS);
+    load_x(ahead, load_stage);
+    const T *x_tile = x_shared + stage * X_ELEMENTS, *wt = w_shared + stage * W_ELEMENTS;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int part = 0; part < 4; part++) {
       u32 a[HEIGHT][4], b[2][4];
 #pragma unroll
-      for (int i = 0; i < HEIGHT; i++) {
-        load_matrices(a[i], tile_chunk(x_tile, warp_row + i * 16 + (lane & 15), half * 2 + (lane >> 4)));
-      }
+      for (int i = 0; i < HEIGHT; i++) load_matrices(a[i], x_tile + tile_offset(a_row + i * 16, part * 2 + a_chunk));
 #pragma unroll
-      for (int j = 0; j < 2; j++) {
-        load_matrices(b[j], tile_chunk(wt, warp_column + j * 16 + (lane & 7) + (lane >> 4) * 8, half * 2 + (lane >> 3 & 1)));
-      }
+      for (int j = 0; j < 2; j++) load_matrices(b[j], wt + tile_offset(b_row + j * 16, part * 2 + b_chunk));
 #pragma unroll
       for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
@@ -159,7 +157,9 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
         }
       }
     }
-    store_w(step + STAGES - 1);
+    if (ahead < end_step) w_tile.store(w_shared + load_stage * W_ELEMENTS, scales, offsets, ahead * TILE_COLUMNS);
+    stage = stage + 1 < STAGES ? stage + 1 : 0;
+    load_stage = load_stage + 1 < STAGES ? load_stage + 1 : 0;
   }
 
   if (gridDim.z > 1) {
@@ -181,21 +181,29 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
     if (*last == 0u) return;
     __threadfence();
     if (threadIdx.x == 0) *counter = 0u;
-    // In the order of the parts, so that the sum does not depend on which block was last.
+    // In the order of the parts, so that the sum does not depend on which block was last; many loads at a time.
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float sum[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll 4
-        for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
-          float v[4];
-          load_elements<float, 4>(part(z, i, j), v);
+      for (int j = 0; j < 4; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
+    }
+#pragma unroll 2
+    for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
+      uint4 v[HEIGHT][4];
 #pragma unroll
-          for (int e = 0; e < 4; e++) sum[e] += v[e];
+      for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) v[i][j] = load16(part(z, i, j));
+      }
+#pragma unroll
+      for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float f[4];
+          unpack16<float>(v[i][j], f);
+#pragma unroll
+          for (int e = 0; e < 4; e++) c[i][j][e] += f[e];
         }
-#pragma unroll
-        for (int e = 0; e < 4; e++) c[i][j][e] = sum[e];
       }
     }
   }

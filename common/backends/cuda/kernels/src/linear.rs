@@ -13,12 +13,14 @@ const WARPS: u32 = 8;
 /// Rows of the weight of a block of [`Method::Tiles`].
 const TILE_OUTPUTS: u32 = 128;
 /// Columns of a stage of [`Method::Tiles`].
-const TILE_COLUMNS: u32 = 32;
+const TILE_COLUMNS: u32 = 64;
+/// Stages of [`Method::Tiles`] in shared memory.
+const TILE_STAGES: u32 = 4;
 /// Blocks of [`Method::Tiles`] that a multiprocessor should have.
-const TILE_BLOCKS: u32 = 2;
+const TILE_BLOCKS: u32 = 1;
 /// The most blocks that share a tile, and the fewest stages that one of them has.
 const MAX_TILE_SPLIT: u32 = 16;
-const MIN_TILE_STEPS: u32 = 8;
+const MIN_TILE_STEPS: u32 = 4;
 
 /// How a weight is stored. All are row-major `[outputs, columns]`, as in [`roundhouse_graph::Op::Linear`] and
 /// [`roundhouse_graph::Op::QuantizedLinear`]: nothing is packed anew.
@@ -105,7 +107,7 @@ impl Method {
                 Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
             }
             17..=32 => Self::Tiles { rows: 32 },
-            33..=64 => Self::Tiles { rows: 64 },
+            33..=1023 => Self::Tiles { rows: 64 },
             _ => Self::Tiles { rows: 128 },
         }
     }
@@ -226,15 +228,10 @@ pub struct Linear {
     pub epilogue: Epilogue,
 }
 
-/// Stages of [`Method::Tiles`] in shared memory: fewer rows do less between loads, so more are ahead.
-const fn tile_stages(rows: u32) -> u32 {
-    if rows > 64 { 4 } else { 6 }
-}
-
 impl Linear {
     /// How many blocks share a tile of [`Method::Tiles`], so that all multiprocessors have work.
     fn tile_split(&self, tiles: u32, multiprocessors: u32) -> u32 {
-        let steps = self.columns / TILE_COLUMNS;
+        let steps = self.columns.div_ceil(TILE_COLUMNS);
         (TILE_BLOCKS * multiprocessors / tiles.max(1)).min(steps / MIN_TILE_STEPS).clamp(1, MAX_TILE_SPLIT)
     }
 
@@ -286,7 +283,7 @@ impl Linear {
                 Launch {
                     grid: [x, y, self.tile_split(x * y, multiprocessors)],
                     block: WARPS * 32,
-                    shared_bytes: tile_stages(tile_rows) * (tile_rows + TILE_OUTPUTS) * TILE_COLUMNS * 2,
+                    shared_bytes: TILE_STAGES * (tile_rows + TILE_OUTPUTS) * TILE_COLUMNS * 2,
                 }
             }
         }
@@ -384,7 +381,7 @@ impl Specialization for Linear {
                 ("INSTANTIATE_LINEAR_ROWS", format!("{}, {rows}, {split}, {prologue}", self.columns))
             }
             Method::Tensor { rows, split } => ("INSTANTIATE_LINEAR_TENSOR", format!("{rows}, {split}")),
-            Method::Tiles { rows } => ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {}", tile_stages(rows))),
+            Method::Tiles { rows } => ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {TILE_STAGES}")),
         };
         let output = if epilogue.float_output { "float" } else { activation };
         format!(

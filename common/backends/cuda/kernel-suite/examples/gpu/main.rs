@@ -1,6 +1,7 @@
 //! The suite and the speed of the kernels on a GPU.
 //!
-//!     cargo run -p roundhouse-cuda-kernel-suite --example gpu -- image sm_90 DIR    compile with NVRTC (no GPU needed)
+//!     cargo run -p roundhouse-cuda-kernel-suite --example gpu -- image sm_90 DIR [suite] [speed]
+//!                        compile with NVRTC (no GPU needed)
 //!     gpu suite DIR      every case on the GPU
 //!     gpu speed DIR      times of kernels as parts of the speed of a device-to-device copy
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
@@ -21,23 +22,25 @@ use roundhouse_engine::ComputeCapability;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["image", target, folder] => image(target.parse()?, Path::new(folder)),
+        ["image", target, folder, ref parts @ ..] => image(target.parse()?, Path::new(folder), parts),
         ["suite", folder] => suite(Path::new(folder)),
         ["speed", folder] => speed::run(&runner(&Path::new(folder).join("speed.cubin"))?),
-        _ => bail!("gpu image TARGET DIR | suite DIR | speed DIR"),
+        _ => bail!("gpu image TARGET DIR [suite] [speed] | suite DIR | speed DIR"),
     }
 }
 
 /// Compiles the kernels of the suite and of the timings, in parts at a time.
-fn image(target: ComputeCapability, folder: &Path) -> anyhow::Result<()> {
+fn image(target: ComputeCapability, folder: &Path, parts: &[&str]) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     let nvrtc = Nvrtc::open(&LibrarySearch { path: None, folders: vec![".roundhouse/nvrtc".into()] })?;
     let suite: Vec<Kernel> = all().into_iter().flat_map(|case| case.kernels).collect();
-    for (name, kernels) in [("speed.cubin", speed::kernels()), ("suite.cubin", suite)] {
+    let images = [("speed", speed::kernels()), ("suite", suite)];
+    for (name, kernels) in images.into_iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {
+        let name = format!("{name}.cubin");
         let start = std::time::Instant::now();
         let cubin = nvrtc.compile(&kernels, target)?;
         println!("{name}: {} bytes in {:.1} s", cubin.len(), start.elapsed().as_secs_f64());
-        std::fs::write(folder.join(name), cubin)?;
+        std::fs::write(folder.join(&name), cubin)?;
     }
     Ok(())
 }

@@ -94,6 +94,9 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
             for (rows, tile) in [(16, 32), (32, 32), (64, 64), (64, 128)] {
                 variants.push((index, rows, Method::Tiles { rows: tile }, Weight::Float));
             }
+            for (rows, split) in [(32, 4), (64, 4), (32, 8), (64, 8)] {
+                variants.push((index, rows, Method::Tensor { rows, split }, Weight::Float));
+            }
             if product.n <= 8192 {
                 variants.push((index, 512, Method::Tiles { rows: 64 }, Weight::Float));
                 variants.push((index, 512, Method::Tiles { rows: 128 }, Weight::Float));
@@ -228,12 +231,12 @@ impl Bench<'_> {
     }
 
     fn linear(&self, linear: &Linear, product: &Product, rows: u32, weight: u64) -> anyhow::Result<Ready> {
-        let stride = 32_768;
+        let (x_stride, y_stride) = (linear.columns as i32, product.n as i32);
         let norm = if linear.prologue == Prologue::None { 0 } else { self.scratch.address() };
         let quantized = linear.weight != Weight::Float;
         let arguments = [
             Argument::from(&self.x),
-            Argument::I32(stride),
+            Argument::I32(x_stride),
             Argument::Pointer(norm),
             Argument::Pointer(0),
             Argument::F32(1e-5),
@@ -242,9 +245,9 @@ impl Bench<'_> {
             Argument::Pointer(0),
             Argument::Pointer(0),
             Argument::Pointer(if linear.epilogue.residual { self.y.address() } else { 0 }),
-            Argument::I32(stride),
+            Argument::I32(y_stride),
             Argument::from(&self.y),
-            Argument::I32(if linear.epilogue.float_output { 131_072 } else { stride }),
+            Argument::I32(y_stride),
             Argument::from(product.n as usize),
             Argument::from(linear.columns as usize),
             Argument::from(rows as usize),

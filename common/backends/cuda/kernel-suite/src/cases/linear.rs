@@ -40,61 +40,41 @@ pub(super) fn cases() -> Vec<Case> {
         for prologue in PROLOGUES {
             add(dtype, 37, Method::Any, prologue, Epilogue::NONE, Shape { rows: 2, n: 9 });
         }
-        for (i, epilogue) in EPILOGUES.into_iter().enumerate() {
-            // Another split for each; 576 columns are no whole number of steps.
-            let method = Method::Rows { rows: 1, split: 1 << (i % 4) };
-            add(dtype, 576, method, Prologue::None, epilogue, Shape { rows: 1, n: 37 });
-        }
-        for prologue in PROLOGUES {
-            add(
-                dtype,
-                896,
-                Method::Rows { rows: 1, split: 2 },
-                prologue,
-                EPILOGUES[3],
-                Shape { rows: 1, n: 21 },
-            );
-        }
-        add(
-            dtype,
-            2048,
-            Method::Rows { rows: 1, split: 4 },
-            PROLOGUES[0],
-            EPILOGUES[1],
-            Shape { rows: 1, n: 50 },
-        );
-        add(
-            dtype,
-            320,
-            Method::Rows { rows: 2, split: 1 },
-            PROLOGUES[2],
-            EPILOGUES[0],
-            Shape { rows: 3, n: 19 },
-        );
-        for rows in [2, 4, 8] {
-            let method = Method::Rows { rows, split: 2 };
-            add(dtype, 320, method, Prologue::None, EPILOGUES[1], Shape { rows: rows as usize + 1, n: 13 });
-        }
     }
-    for dtype in HALVES {
-        for (i, epilogue) in EPILOGUES.into_iter().enumerate() {
-            let method = Method::Tensor { rows: 8, split: 1 << (i % 4) };
-            add(dtype, 288, method, Prologue::None, epilogue, Shape { rows: 5, n: 43 });
-        }
-        for rows in [16, 32, 64] {
-            let method = Method::Tensor { rows, split: 8 };
-            add(dtype, 544, method, Prologue::None, EPILOGUES[1], Shape { rows: rows as usize + 3, n: 20 });
-        }
-        for (i, epilogue) in EPILOGUES.into_iter().enumerate() {
-            let rows = [128, 64, 32][i % 3];
-            let shape = Shape { rows: rows as usize + 3, n: 70 };
-            add(dtype, 160, Method::Tiles { rows }, Prologue::None, epilogue, shape);
-            // Enough columns for several blocks to share a tile, of which one has fewer.
-            let shape = Shape { rows: rows as usize - 1, n: 70 };
-            add(dtype, 800, Method::Tiles { rows }, Prologue::None, epilogue, shape);
-        }
-        add(dtype, 32, Method::Tiles { rows: 128 }, Prologue::None, EPILOGUES[0], Shape { rows: 3, n: 5 });
+    // Types take turns: what is special to a type is its reader and its writer, which all kernels share.
+    for (i, epilogue) in EPILOGUES.into_iter().enumerate() {
+        // Another split for each; 576 columns are no whole number of steps.
+        let method = Method::Rows { rows: 1, split: 1 << (i % 4) };
+        add(FLOATS[i % 3], 576, method, Prologue::None, epilogue, Shape { rows: 1, n: 37 });
+        add(FLOATS[(i + 1) % 3], 2048, method, Prologue::None, epilogue, Shape { rows: 1, n: 12 });
+        let method = Method::Tensor { rows: 8, split: 1 << (i % 4) };
+        add(HALVES[i % 2], 288, method, Prologue::None, epilogue, Shape { rows: 5, n: 43 });
+        let rows = [128, 64, 32][i % 3];
+        let method = Method::Tiles { rows };
+        let shape = Shape { rows: rows as usize + 3, n: 70 };
+        add(HALVES[i % 2], 160, method, Prologue::None, epilogue, shape);
+        // Enough columns for several blocks to share a tile, of which one has fewer.
+        let shape = Shape { rows: rows as usize - 1, n: 70 };
+        add(HALVES[i % 2], 800, method, Prologue::None, epilogue, shape);
     }
+    for (i, prologue) in PROLOGUES.into_iter().enumerate() {
+        let method = Method::Rows { rows: 1, split: 2 };
+        add(FLOATS[i], 896, method, prologue, EPILOGUES[3], Shape { rows: 1, n: 21 });
+        let rows = 2 << i;
+        let method = Method::Rows { rows, split: 2 };
+        let shape = Shape { rows: rows as usize + 1, n: 13 };
+        add(FLOATS[i], 320, method, Prologue::None, EPILOGUES[1], shape);
+        let rows = 16 << i;
+        let method = Method::Tensor { rows, split: 8 };
+        let shape = Shape { rows: rows as usize + 3, n: 20 };
+        add(HALVES[i % 2], 544, method, Prologue::None, EPILOGUES[1], shape);
+    }
+    let rows = Method::Rows { rows: 2, split: 1 };
+    add(DType::F16, 320, rows, PROLOGUES[2], EPILOGUES[0], Shape { rows: 3, n: 19 });
+    let rows = Method::Rows { rows: 1, split: 4 };
+    add(DType::F16, 2048, rows, PROLOGUES[0], EPILOGUES[1], Shape { rows: 1, n: 50 });
+    let tiles = Method::Tiles { rows: 128 };
+    add(DType::F16, 32, tiles, Prologue::None, EPILOGUES[0], Shape { rows: 3, n: 5 });
     cases
 }
 

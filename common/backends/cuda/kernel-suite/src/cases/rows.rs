@@ -16,21 +16,26 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(embedding(dtype, width));
             cases.push(select_rows(dtype, width));
         }
-        for (width, groups) in [(2048, 1), (40, 3), (21, 2)] {
-            for kind in
-                [NormKind::Rms { unit_offset: false }, NormKind::Rms { unit_offset: true }, NormKind::Layer]
-            {
-                for (add_before, add_after) in [(false, false), (true, false), (false, true)] {
-                    cases.push(norm(Norm { dtype, kind, add_before, add_after }, width, groups));
-                }
+    }
+    // Types take turns: what is special to a type is its reader and its writer, which all kernels share.
+    let kinds = [NormKind::Rms { unit_offset: false }, NormKind::Rms { unit_offset: true }, NormKind::Layer];
+    for (i, kind) in kinds.into_iter().enumerate() {
+        for (j, (add_before, add_after)) in
+            [(false, false), (true, false), (false, true)].into_iter().enumerate()
+        {
+            let dtype = FLOATS[(i + j) % 3];
+            for (width, groups) in [(2048, 1), (40, 3), (21, 2)] {
+                cases.push(norm(Norm { dtype, kind, add_before, add_after }, width, groups));
             }
         }
-        for head_norm in [HeadNorm::None, HeadNorm::Rms, HeadNorm::RmsUnitOffset] {
-            for (head_dim, rotary_dim, interleaved, ring_rows) in
-                [(64, 64, false, 0), (80, 32, true, 0), (6, 6, false, 5), (16, 0, false, 0)]
-            {
-                cases.push(rotary(dtype, head_norm, head_dim, rotary_dim, interleaved, ring_rows));
-            }
+    }
+    let norms = [HeadNorm::None, HeadNorm::Rms, HeadNorm::RmsUnitOffset];
+    for (dtype, head_norm) in FLOATS.into_iter().zip(norms).chain(FLOATS.map(|dtype| (dtype, HeadNorm::None)))
+    {
+        for (head_dim, rotary_dim, interleaved, ring_rows) in
+            [(64, 64, false, 0), (80, 32, true, 0), (6, 6, false, 5), (16, 0, false, 0)]
+        {
+            cases.push(rotary(dtype, head_norm, head_dim, rotary_dim, interleaved, ring_rows));
         }
     }
     cases
