@@ -77,7 +77,7 @@ template <typename T> DEVICE void numbers(const int* ids, T* to, i64 to_row, int
 
 // Makes the tokens that were found those of the next step, one row a sequence, and keeps them: `found[turn]`, `turn` being how
 // often that was done since the row's `turns` was 0.
-DEVICE void advance(const int* tokens, int* ids, int* positions, const int* row_sequence, Sequence* sequences, int* turns,
+DEVICE void advance_rows(const int* tokens, int* ids, int* positions, const int* row_sequence, Sequence* sequences, int* turns,
                     int* found, int rows) {
   launch_dependents();
   wait_for_previous();
@@ -94,5 +94,5 @@ DEVICE void advance(const int* tokens, int* ids, int* positions, const int* row_
 #define INSTANTIATE_ADVANCE(name)                                                                                       \
   KERNEL(128, 1) name(const int* tokens, int* ids, int* positions, const int* row_sequence, Sequence* sequences,        \
                       int* turns, int* found, int rows) {                                                               \
-    advance(tokens, ids, positions, row_sequence, sequences, turns, found, rows);                                       \
+    advance_rows(tokens, ids, positions, row_sequence, sequences, turns, found, rows);                                       \
   }
