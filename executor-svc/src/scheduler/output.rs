@@ -41,5 +41,7 @@ impl Output<'_> {
             self.generation.fail(GenerateError::Text("choosing the next token ended abnormally".to_owned()))
         });
         *self.has_ended = matches!(progress, Progress::Ended);
+        // After the client has its token.
+        self.generation.share();
     }
 }

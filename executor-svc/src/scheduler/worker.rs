@@ -186,7 +186,11 @@ impl Worker {
             match has_memory.map(|()| state.cache.open(&*self.parts.model).map(|_| ())) {
                 Ok(Ok(())) => {
                     active.status = Status::Running;
-                    reserved.push(share);
+                    let pending = active.generation.refill(&*self.parts.model);
+                    // Nothing is left of a prompt that is only scored and was computed before: the next check ends it.
+                    if pending > 0 {
+                        reserved.push(Share { tokens: share.tokens.min(pending), ..share });
+                    }
                 }
                 Ok(Err(error)) => {
                     tracing::error!(%error, request = active.generation.id(), "a cache could not be made");
