@@ -239,6 +239,14 @@ impl Generation {
         self.pending()
     }
 
+    /// Reserves the memory of so many tokens after those that its cache has; whether it is there.
+    pub(super) fn reserve(&mut self, tokens: usize) -> bool {
+        self.request
+            .lease
+            .state()
+            .is_some_and(|state| state.cache.reserve(state.cache.len() + tokens).is_ok())
+    }
+
     /// Gives others what it has computed.
     pub(super) fn share(&mut self) {
         if let Some(state) = self.request.lease.state() {

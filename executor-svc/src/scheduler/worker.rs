@@ -186,10 +186,10 @@ impl Worker {
             match has_memory.map(|()| state.cache.open(&*self.parts.model).map(|_| ())) {
                 Ok(Ok(())) => {
                     active.status = Status::Running;
-                    let pending = active.generation.refill(&*self.parts.model);
+                    let tokens = active.generation.refill(&*self.parts.model).min(share.tokens);
                     // Nothing is left of a prompt that is only scored and was computed before: the next check ends it.
-                    if pending > 0 {
-                        reserved.push(Share { tokens: share.tokens.min(pending), ..share });
+                    if tokens > 0 && active.generation.reserve(tokens) {
+                        reserved.push(Share { tokens, ..share });
                     }
                 }
                 Ok(Err(error)) => {

@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use roundhouse_store::{StoreError, Versions, Written};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use super::{RecordError, SessionRecord};
 
@@ -21,8 +20,6 @@ const SWEEP_GRACE: Duration = Duration::from_secs(3600);
 /// each turn by whoever ran it.
 pub struct SessionArchive {
     versions: Versions,
-    /// This process, in the records that it writes.
-    writer: String,
     runtime: Handle,
     tasks: TaskTracker,
     /// When the records expire that were read for it: version by name.
@@ -70,7 +67,6 @@ impl SessionArchive {
     pub fn new(versions: Versions) -> Arc<Self> {
         Arc::new(Self {
             versions,
-            writer: Uuid::new_v4().simple().to_string(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             known: Mutex::default(),
@@ -101,7 +97,6 @@ impl SessionArchive {
         version: u64,
         record: SessionRecord,
     ) -> Result<u64, ArchiveError> {
-        let record = SessionRecord { writer: self.writer.clone(), ..record };
         let json = record.to_json(id)?;
         let saving = async {
             let mut version = version;
@@ -111,9 +106,9 @@ impl SessionArchive {
                     Written::Done => return Ok(version + 1),
                     Written::Deleted => return Err(ArchiveError::Deleted { id: id.to_owned() }),
                     Written::Overtaken => {
-                        // By an earlier try of this process, perhaps, that it does not know to have succeeded.
+                        // By an earlier try, perhaps, that the writer does not know to have succeeded.
                         let stored = self.read(id).await?.ok_or_else(overtaken)?;
-                        if stored.record.writer != self.writer || stored.version <= version {
+                        if stored.record.writer != record.writer || stored.version <= version {
                             return Err(overtaken());
                         }
                         version = stored.version;
@@ -125,15 +120,15 @@ impl SessionArchive {
         saved.unwrap_or(Err(ArchiveError::Timeout(SAVE_TIMEOUT)))
     }
 
-    /// The number of a session's latest version, unless this process wrote it.
+    /// Whether somebody else than `writer` has gone on with a session from `version`.
     ///
     /// # Errors
     /// [`ArchiveError`].
-    pub(super) async fn newer(&self, id: &str, version: u64) -> Result<Newer, ArchiveError> {
+    pub(super) async fn newer(&self, id: &str, version: u64, writer: &str) -> Result<Newer, ArchiveError> {
         match self.versions.latest_number(id).await? {
             None if version > 0 => Ok(Newer::Deleted),
             Some(latest) if latest > version => match self.read(id).await? {
-                Some(stored) if stored.record.writer == self.writer => Ok(Newer::None),
+                Some(stored) if stored.record.writer == writer => Ok(Newer::None),
                 Some(_) => Ok(Newer::Another),
                 None => Ok(Newer::Deleted),
             },
@@ -170,10 +165,10 @@ impl SessionArchive {
     }
 
     /// Deletes a session that is over here, unless another executor has gone on with it.
-    pub(super) fn delete_expired(self: &Arc<Self>, id: String, version: u64) {
+    pub(super) fn delete_expired(self: &Arc<Self>, id: String, version: u64, writer: String) {
         let archive = Arc::clone(self);
         self.spawn(async move {
-            let deleted = match archive.newer(&id, version).await {
+            let deleted = match archive.newer(&id, version, &writer).await {
                 Ok(Newer::None) => archive.delete(&id).await,
                 result => result.map(drop),
             };
@@ -225,7 +220,7 @@ fn is_session_id(id: &str) -> bool {
 /// Whether there is a newer version of a session than this executor's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Newer {
-    /// There is none, or only this process's own.
+    /// There is none, or only the writer's own.
     None,
     /// Another executor has gone on with it.
     Another,

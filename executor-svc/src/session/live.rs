@@ -18,6 +18,8 @@ pub struct Session {
     pub(super) capacity: usize,
     pub(super) created: SystemTime,
     pub(super) sequence: u64,
+    /// What it is known by in the records that it writes.
+    pub(super) writer: String,
     /// Cancelled when the session is deleted: ends the generation that runs in it.
     pub(super) deleted: CancellationToken,
     pub(super) slot: Mutex<Slot>,
@@ -205,7 +207,7 @@ impl Session {
     fn record(&self, state: &SessionState) -> SessionRecord {
         SessionRecord {
             format: SessionRecord::FORMAT,
-            writer: String::new(),
+            writer: self.writer.clone(),
             tenant: self.terms.tenant.clone(),
             engine: self.terms.engine.to_string(),
             max_seq_len: self.capacity,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct SessionRecord {
     /// [`SessionRecord::FORMAT`].
     pub format: u32,
-    /// Which process wrote it: a random name.
+    /// Which executor's copy of the session wrote it: a random name.
     pub writer: String,
     /// Whose it is.
     pub tenant: String,

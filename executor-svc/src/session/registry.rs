@@ -142,6 +142,7 @@ impl Sessions {
             capacity: state.cache.capacity(),
             created,
             sequence,
+            writer: Uuid::new_v4().simple().to_string(),
             deleted: CancellationToken::new(),
             slot: Mutex::new(Slot {
                 num_tokens: state.tokens.len(),
@@ -179,7 +180,7 @@ impl Sessions {
     pub async fn get_current(&self, tenant: &str, id: &str) -> Result<Arc<Session>, SessionError> {
         let session = self.get(tenant, id)?;
         let (Some(archive), Some(version)) = (&self.archive, session.version()) else { return Ok(session) };
-        match archive.newer(id, version).await {
+        match archive.newer(id, version, &session.writer).await {
             Ok(Newer::None) => Ok(session),
             Ok(Newer::Another | Newer::Deleted) => {
                 self.forget(&session);
@@ -299,7 +300,7 @@ impl Sessions {
                 let version = session.version().unwrap_or_default();
                 session.delete();
                 if let Some(archive) = &self.archive {
-                    archive.delete_expired(session.id.clone(), version);
+                    archive.delete_expired(session.id.clone(), version, session.writer.clone());
                 }
             },
         );
