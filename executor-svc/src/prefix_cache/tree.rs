@@ -211,7 +211,11 @@ impl<V: Clone> Tree<V> {
         let mut value = None;
         self.change(key, |node, _| value = node.value.take());
         self.change_parent(key, |node| node.resident_children -= 1);
-        if !on_disk && self.make_room_on_disk(bytes, evicted) {
+        // It stays while its children leave the disk for it.
+        self.change(key, |node, _| node.pins += 1);
+        let moves = !on_disk && self.make_room_on_disk(bytes, evicted);
+        self.change(key, |node, _| node.pins -= 1);
+        if moves {
             self.disk.used += bytes;
             self.change(key, |node, _| node.on_disk = true);
             evicted.to_disk.extend(value.map(|value| (key, value)));

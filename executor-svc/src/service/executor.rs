@@ -98,7 +98,7 @@ impl Executor for ExecutorService {
                 {
                     session.settled().await.map_err(|error| failure::of_session(&error))?;
                 }
-                Ok(convert::response(&request_id, delta))
+                Ok::<_, Status>(convert::response(&request_id, delta))
             }
         });
         Ok(Response::new(Box::pin(Until::new(stream, deadline))))

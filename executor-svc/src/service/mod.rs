@@ -6,7 +6,6 @@ mod executor;
 mod failure;
 mod generate;
 mod requests;
-
 mod sessions;
 mod until;
 mod watchdog;

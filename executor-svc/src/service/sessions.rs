@@ -75,8 +75,8 @@ impl ExecutorService {
         request: ForkSessionRequest,
     ) -> Result<Arc<Session>, Failure> {
         let session = self.session(caller, &request.session_id).await?;
-        let engine = self.engines.find(Some(session.engine().as_str()));
-        let engine = engine.map_err(|error| failure::of_find(&error))?;
+        let loaded = self.engines.load(session.engine()).await;
+        let engine = loaded.map_err(|error| failure::of_load(&error))?.engine;
         let terms = SessionTerms {
             idle_timeout: positive("idle_timeout", request.idle_timeout)?
                 .unwrap_or(session.terms().idle_timeout),

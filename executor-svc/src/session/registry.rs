@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::archive::Newer;
 use super::live::{Phase, Slot};
-use super::record::time;
+use super::record::{time, unix_ms};
 use super::{Session, SessionArchive, SessionInfo, SessionState, SessionTerms, StoredSession};
 
 /// Why a session cannot be used.
@@ -98,7 +98,8 @@ impl Sessions {
     pub fn create(&self, terms: SessionTerms, state: SessionState) -> Result<Arc<Session>, SessionError> {
         // 122 random bits from the system's generator.
         let id = Uuid::new_v4().simple().to_string();
-        self.add(id, terms, SystemTime::now(), 0, state)
+        // As it is stored, so that it is the same wherever the session goes on.
+        self.add(id, terms, time(unix_ms(SystemTime::now())), 0, state)
     }
 
     /// Adds a stored session around a state without a history; the one that is there already if it was faster.
