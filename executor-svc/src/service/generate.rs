@@ -1,6 +1,7 @@
 //! A Generate call, from its message to a request in the scheduler.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use roundhouse_proto::executor::{GenerateRequest, ResponseOptions, SamplingOptions, generate_request};
 use roundhouse_rpc::{Failure, reason};
@@ -13,8 +14,9 @@ use uuid::Uuid;
 use super::caller::Caller;
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
+use crate::prefix_cache::{BlockKey, SharedPrefix};
 use crate::scheduler::{Cancellation, Delta, GenerateError, Limits, PromptLogprobs, Request};
-use crate::session::{Lease, Session, SessionState};
+use crate::session::{Lease, Session};
 
 /// Deltas on their way to a client: how far a generation runs ahead of a client that reads slowly.
 const DELTA_BUFFER: usize = 64;
@@ -45,9 +47,12 @@ struct Prompt {
 impl ExecutorService {
     /// Checks a call and hands it to its engine's scheduler. Everything that the caller can have got wrong is found
     /// here, before the stream begins.
-    pub(super) fn start(&self, message: GenerateRequest, caller: Caller) -> Result<Started, Failure> {
-        let session = message.session_id.as_deref().map(|id| self.sessions.get(id)).transpose();
-        let session = session.map_err(|error| failure::of_session(&error))?;
+    pub(super) fn start(
+        &self,
+        message: GenerateRequest,
+        caller: Caller,
+        session: Option<Arc<Session>>,
+    ) -> Result<Started, Failure> {
         let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
         let sampling = sampling_params(message.sampling.as_ref());
         let mut sampler = Sampler::new(sampling).map_err(|error| failure::of_sampling(&error))?;
@@ -61,7 +66,7 @@ impl ExecutorService {
         let cancellation = Cancellation::default();
         let claim = self
             .requests
-            .claim(&request_id, cancellation.clone(), message.session_id)
+            .claim(&caller.tenant, &request_id, cancellation.clone(), message.session_id)
             .ok_or_else(|| in_use(&request_id))?;
 
         let leased = session.as_ref().map(Session::lease).transpose();
@@ -74,7 +79,9 @@ impl ExecutorService {
         let input = message.input.ok_or_else(|| {
             Failure::invalid_field("input", "the request has none of prompt, token_ids and messages")
         })?;
-        let prompt = read_input(&engine, input, history, conversation)?;
+        // A session's templates print the same time wherever and whenever it goes on.
+        let now = session.as_ref().map_or(engine.template_time(), |session| session.created());
+        let prompt = read_input(&engine, input, history, conversation, now)?;
         let length = prompt.keep + prompt.new_tokens.len();
         let max_tokens = stopping.max_tokens.map(|tokens| tokens as usize);
         if max_tokens == Some(0) && prompt_logprobs.is_none() {
@@ -94,7 +101,15 @@ impl ExecutorService {
             .state()
             .ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
         check_length(length, needed, state.cache.capacity())?;
-        begin_turn(state, prompt, prompt_logprobs.is_some());
+        let most_cached = most_cached(&prompt, prompt_logprobs.is_some());
+        state.begin_turn(prompt.keep, prompt.new_tokens, prompt.messages, most_cached);
+        state.shared = None;
+        if !message.bypass_prefix_cache.unwrap_or(false) {
+            let limit = prompt_logprobs.is_some().then_some(most_cached);
+            let shared = self.shared_prefix(&engine, &caller, message.cache_salt.as_deref(), limit);
+            shared.prefetch(&state.tokens);
+            state.shared = Some(shared);
+        }
         sampler.push_prompt(&state.tokens);
         let mut detokenizer = Detokenizer::new(response.skip_special_tokens.unwrap_or(true));
         for &token in &state.tokens[length.saturating_sub(DETOKENIZER_CONTEXT)..] {
@@ -133,6 +148,18 @@ impl ExecutorService {
         Ok(Started { request_id, deltas })
     }
 
+    /// What a generation of a caller shares, and with whom.
+    fn shared_prefix(
+        &self,
+        engine: &LoadedEngine,
+        caller: &Caller,
+        salt: Option<&str>,
+        limit: Option<usize>,
+    ) -> SharedPrefix {
+        let root = BlockKey::root(&engine.manifest().key, &caller.tenant, salt.unwrap_or_default());
+        SharedPrefix::new(Arc::clone(&self.prefixes), root, limit)
+    }
+
     /// The engine that a call names, which must be its session's.
     fn engine_of(&self, name: Option<&str>, session: Option<&Session>) -> Result<Arc<LoadedEngine>, Failure> {
         let Some(session) = session else {
@@ -167,6 +194,7 @@ fn read_input(
     input: generate_request::Input,
     history: &[u32],
     conversation: &[ChatMessage],
+    now: SystemTime,
 ) -> Result<Prompt, Failure> {
     let append = |new_tokens: Vec<u32>, field: &str| {
         if new_tokens.is_empty() && history.is_empty() {
@@ -188,10 +216,8 @@ fn read_input(
             append(tokens.ids, "token_ids")
         }
         generate_request::Input::Messages(messages) => {
-            let options = RenderOptions {
-                add_generation_prompt: messages.add_generation_prompt.unwrap_or(true),
-                now: engine.template_time(),
-            };
+            let options =
+                RenderOptions { add_generation_prompt: messages.add_generation_prompt.unwrap_or(true), now };
             let mut all = conversation.to_vec();
             all.extend(convert::messages(messages));
             let template = engine.template().map_err(|error| failure::of_text(&error))?;
@@ -206,16 +232,13 @@ fn read_input(
     }
 }
 
-/// Puts a prompt into the history, and takes what no longer holds out of the cache.
-fn begin_turn(state: &mut SessionState, prompt: Prompt, is_scored: bool) {
-    // The last token of the history is computed again where it predicts the first one to be scored.
-    let cached = prompt.keep.saturating_sub(usize::from(is_scored));
-    state.tokens.truncate(prompt.keep);
-    state.tokens.extend(prompt.new_tokens);
-    state.messages = prompt.messages;
-    // At least one token must be computed, or there are no logits to choose the next one from. A cache that can keep
-    // nothing says so by its length: the scheduler computes every token of the history that is not in the cache.
-    state.cache.truncate(cached.min(state.tokens.len().saturating_sub(1)));
+/// The most tokens that a prompt may find in the cache.
+fn most_cached(prompt: &Prompt, is_scored: bool) -> usize {
+    // The last token of the history is computed again where it predicts the first one to be scored. At least one token
+    // must be computed, or there are no logits to choose the next one from. A cache that can keep nothing says so by its
+    // length: the scheduler computes every token of the history that is not in the cache.
+    let kept = prompt.keep.saturating_sub(usize::from(is_scored));
+    kept.min((prompt.keep + prompt.new_tokens.len()).saturating_sub(1))
 }
 
 /// Checks that a prompt of `length` tokens, which `needed` places are needed for, fits.

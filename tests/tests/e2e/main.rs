@@ -11,11 +11,14 @@ mod gated;
 mod gemma3_tokens;
 mod greedy_tokens;
 mod memory_pressure;
+mod prefix_cache;
 mod prompt_logprobs;
 mod queueing;
 mod sampling;
+mod session_history;
 mod sessions;
 mod sliding_windows;
+mod stored_sessions;
 mod streaming_text;
 #[cfg(feature = "tensorrt")]
 mod tensorrt_engines;

@@ -37,9 +37,6 @@ template <typename OUTPUT, bool BIAS, int FUNCTION, bool GATED_, bool SOFT_CAP, 
     if (SOFT_CAP) v = soft_capped(v, a.soft_cap);
     static_cast<OUTPUT*>(a.y)[static_cast<i64>(row) * a.y_stride + j] = from_float<OUTPUT>(v + residual);
   }
-  template <typename T> DEVICE_STATIC void store(const EpilogueArguments& a, int row, int j, float v, float up) {
-    store(a, row, j, v, up, load_bias<T>(a, j), load_residual<T>(a, row, j));
-  }
 };
 
 // The arguments of every linear kernel.

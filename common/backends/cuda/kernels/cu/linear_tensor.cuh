@@ -77,6 +77,26 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
   }
   if (!waited) wait_for_previous();
 
+  // What is added is loaded ahead of all stores, which it must not be moved over: it may be where they go.
+  constexpr int OUTPUTS = E::GATED ? 1 : 2;
+  typename E::Bias biases[OUTPUTS];
+  float residuals[TILES][2][OUTPUTS];
+  if (part == 0) {
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++) {
+      const int j = j0 + 8 * o;
+      biases[o] = j < n ? E::template load_bias<T>(epilogue, j) : typename E::Bias{0.f, 0.f};
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          const int row = first_row + i * 8 + 2 * t + e;
+          residuals[i][e][o] = j < n && row < rows ? E::template load_residual<T>(epilogue, row, j) : 0.f;
+        }
+      }
+    }
+  }
+
   if (SPLIT > 1) {
     float* parts = reinterpret_cast<float*>(shared);
 #pragma unroll
@@ -101,11 +121,12 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
     for (int e = 0; e < 2; e++) {
       const int row = first_row + i * 8 + 2 * t + e;
       if (row >= rows) continue;
-      if (E::GATED) {
-        if (j0 < n) E::template store<T>(epilogue, row, j0, c[i][e] * FACTOR, c[i][e + 2] * FACTOR);
-      } else {
-        if (j0 < n) E::template store<T>(epilogue, row, j0, c[i][e] * FACTOR, 0.f);
-        if (j0 + 8 < n) E::template store<T>(epilogue, row, j0 + 8, c[i][e + 2] * FACTOR, 0.f);
+      if (j0 < n) {
+        const float up = E::GATED ? c[i][e + 2] * FACTOR : 0.f;
+        E::store(epilogue, row, j0, c[i][e] * FACTOR, up, biases[0], residuals[i][e][0]);
+      }
+      if (!E::GATED && j0 + 8 < n) {
+        E::store(epilogue, row, j0 + 8, c[i][e + 2] * FACTOR, 0.f, biases[OUTPUTS - 1], residuals[i][e][OUTPUTS - 1]);
       }
     }
   }

@@ -209,21 +209,35 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
   }
 
   constexpr float FACTOR = 1.f / W::template pair_factor<T>();
+  // The output that products j and e of a lane belong to, or n for none.
+  auto output_of = [&](int j, int e) {
+    const int in_tile = warp_column + j * 8 + 2 * t + e % 2;
+    const int output = E::GATED ? first_weight / 2 + (warp_column + j * 8) / 2 + 2 * t + e % 2 : first_weight + in_tile;
+    return output < n && (!E::GATED || j % 2 == 0) ? output : n;
+  };
 #pragma unroll
   for (int i = 0; i < HEIGHT; i++) {
+    // What is added is loaded ahead of all stores, which it must not be moved over: it may be where they go.
+    typename E::Bias biases[4][2];
+    float residuals[4][4];
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int row = first_row + warp_row + i * 16 + g + e / 2 * 8;
-      if (row >= rows) continue;
+    for (int j = 0; j < 4; j++) {
 #pragma unroll
-      for (int j = 0; j < 4; j += E::GATED ? 2 : 1) {
-        const int column = first_weight + warp_column + j * 8 + 2 * t + e % 2;
-        if (E::GATED) {
-          const int output = first_weight / 2 + (warp_column + j * 8) / 2 + 2 * t + e % 2;
-          if (output < n) E::template store<T>(epilogue, row, output, c[i][j][e] * FACTOR, c[i][j + 1 < 4 ? j + 1 : j][e] * FACTOR);
-        } else if (column < n) {
-          E::template store<T>(epilogue, row, column, c[i][j][e] * FACTOR, 0.f);
-        }
+      for (int e = 0; e < 4; e++) {
+        const int row = first_row + warp_row + i * 16 + g + e / 2 * 8, output = output_of(j, e);
+        const bool valid = output < n && row < rows;
+        if (e < 2) biases[j][e] = output < n ? E::template load_bias<T>(epilogue, output) : typename E::Bias{0.f, 0.f};
+        residuals[j][e] = valid ? E::template load_residual<T>(epilogue, row, output) : 0.f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int row = first_row + warp_row + i * 16 + g + e / 2 * 8, output = output_of(j, e);
+        if (output >= n || row >= rows) continue;
+        const float up = E::GATED ? c[i][j + 1 < 4 ? j + 1 : j][e] * FACTOR : 0.f;
+        E::store(epilogue, row, output, c[i][j][e] * FACTOR, up, biases[j][e % 2], residuals[j][e]);
       }
     }
   }

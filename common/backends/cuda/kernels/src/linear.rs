@@ -16,8 +16,8 @@ const TILE_OUTPUTS: u32 = 128;
 const TILE_COLUMNS: u32 = 64;
 /// Stages of [`Method::Tiles`] in shared memory.
 const TILE_STAGES: u32 = 4;
-/// Blocks of [`Method::Tiles`] that a multiprocessor should have.
-const TILE_BLOCKS: u32 = 1;
+/// Blocks of [`Method::Tiles`] of few rows that a multiprocessor should have.
+const TILE_BLOCKS: u32 = 2;
 /// The most blocks that share a tile, and the fewest stages that one of them has.
 const MAX_TILE_SPLIT: u32 = 16;
 const MIN_TILE_STEPS: u32 = 4;
@@ -230,9 +230,10 @@ pub struct Linear {
 
 impl Linear {
     /// How many blocks share a tile of [`Method::Tiles`], so that all multiprocessors have work.
-    fn tile_split(&self, tiles: u32, multiprocessors: u32) -> u32 {
+    fn tile_split(&self, tiles: u32, tile_rows: u32, multiprocessors: u32) -> u32 {
+        let blocks = if tile_rows > 64 { 1 } else { TILE_BLOCKS };
         let steps = self.columns.div_ceil(TILE_COLUMNS);
-        (TILE_BLOCKS * multiprocessors / tiles.max(1)).min(steps / MIN_TILE_STEPS).clamp(1, MAX_TILE_SPLIT)
+        (blocks * multiprocessors / tiles.max(1)).min(steps / MIN_TILE_STEPS).clamp(1, MAX_TILE_SPLIT)
     }
 
     /// Bytes of `scratch` that the launch for so many rows and outputs needs, up to [`Linear::most_scratch_bytes`]. If
@@ -281,7 +282,7 @@ impl Linear {
             Method::Tiles { rows: tile_rows } => {
                 let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(TILE_OUTPUTS));
                 Launch {
-                    grid: [x, y, self.tile_split(x * y, multiprocessors)],
+                    grid: [x, y, self.tile_split(x * y, tile_rows, multiprocessors)],
                     block: WARPS * 32,
                     shared_bytes: TILE_STAGES * (tile_rows + TILE_OUTPUTS) * TILE_COLUMNS * 2,
                 }
