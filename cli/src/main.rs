@@ -11,6 +11,7 @@ mod doctor;
 mod dump;
 mod engines;
 mod eval;
+mod failover;
 mod generate;
 mod kv_memory;
 mod model_args;

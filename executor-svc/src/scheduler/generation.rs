@@ -10,7 +10,9 @@ use roundhouse_text::{ChatMessage, Detokenizer, StopMatcher, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::measured::Measured;
 use super::prompt_scores::{PromptLogprobs, PromptScores};
+use crate::metrics::EngineMetrics;
 use crate::session::{KvMemoryExhausted, Lease, SessionState};
 
 /// What a generation was asked for.
@@ -127,6 +129,20 @@ pub enum FinishReason {
     Cancelled,
 }
 
+impl FinishReason {
+    /// As in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StopToken => "stop_token",
+            Self::StopString => "stop_string",
+            Self::MaxTokens => "max_tokens",
+            Self::CacheFull => "cache_full",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// Why a generation failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GenerateError {
@@ -162,6 +178,22 @@ pub enum GenerateError {
     Text(String),
 }
 
+impl GenerateError {
+    /// As in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::DeadlineExceeded { .. } => "deadline_exceeded",
+            Self::ClientStalled(_) => "client_stalled",
+            Self::QueueTimeout(_) => "queue_timeout",
+            Self::Memory(_) => "memory_exhausted",
+            Self::SessionDeleted => "session_deleted",
+            Self::Unloaded => "unloaded",
+            Self::Model(_) | Self::Sampling(_) | Self::Text(_) => "failed",
+        }
+    }
+}
+
 /// A request in the scheduler.
 pub(super) struct Generation {
     request: Request,
@@ -179,6 +211,7 @@ pub(super) struct Generation {
     last_token: Option<Instant>,
     /// Since when the client has had no room.
     stalled: Option<Instant>,
+    measured: Measured,
 }
 
 /// Whether a generation goes on.
@@ -190,7 +223,12 @@ pub(super) enum Progress {
 }
 
 impl Generation {
-    pub(super) fn new(mut request: Request, tokenizer: Arc<Tokenizer>, submitted: Instant) -> Self {
+    pub(super) fn new(
+        mut request: Request,
+        tokenizer: Arc<Tokenizer>,
+        submitted: Instant,
+        metrics: EngineMetrics,
+    ) -> Self {
         let deleted = request.lease.session().map(|session| session.deleted().clone());
         let (prompt_tokens, cached_tokens) =
             request.lease.state().map_or((0, 0), |state| (state.tokens.len(), state.cache.len()));
@@ -209,6 +247,7 @@ impl Generation {
             prefilled: None,
             last_token: None,
             stalled: None,
+            measured: Measured::new(metrics, submitted),
         }
     }
 
@@ -295,6 +334,7 @@ impl Generation {
             // Others can have had the cache's memory while it waited.
             self.cached_tokens = self.state().map_or(0, |state| state.cache.len());
         }
+        self.measured.begin_step(now);
     }
 
     /// Ends the generation if it is cancelled, late, stalled, deleted or alone, or if it has nothing to compute.
@@ -328,6 +368,7 @@ impl Generation {
     /// Ends it with an error. Its session keeps what is in the history.
     pub(super) fn fail(&mut self, error: GenerateError) -> Progress {
         self.keep_answer();
+        self.measured.ends(error.name());
         if let Err(error) = self.request.deltas.try_send(Err(error)) {
             tracing::debug!(request = self.id(), %error, "the client was not told of a failure");
         }
@@ -373,8 +414,12 @@ impl Generation {
         let token = sampled.token;
         self.request.sampler.accept(token);
         self.output_tokens += 1;
+        if self.prefilled.is_none() {
+            self.measured.prompt(self.prompt_tokens, self.cached_tokens);
+        }
         self.prefilled.get_or_insert(now);
         self.last_token = Some(now);
+        self.measured.token(now);
         let (length, capacity) = match self.request.lease.state() {
             Some(state) => {
                 state.tokens.push(token);
@@ -426,6 +471,7 @@ impl Generation {
 
     fn finish(&mut self, mut delta: Delta, reason: FinishReason) -> Progress {
         self.keep_answer();
+        self.measured.ends(reason.name());
         let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) => to.saturating_duration_since(from),
             _ => Duration::ZERO,
