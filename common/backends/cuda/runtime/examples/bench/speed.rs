@@ -54,6 +54,16 @@ impl<'a> Batch<'a> {
         Ok(Self { model, caches, logits: vec![Vec::new(); sequences] })
     }
 
+    fn length(&self) -> usize {
+        self.caches.first().map_or(0, |cache| cache.len())
+    }
+
+    fn truncate(&mut self, length: usize) {
+        for cache in &mut self.caches {
+            cache.truncate(length);
+        }
+    }
+
     /// Appends the same tokens to all.
     fn step(&mut self, tokens: &[u32], request: LogitsRequest) -> anyhow::Result<()> {
         let parts = self.caches.iter_mut().zip(&mut self.logits);
@@ -65,6 +75,7 @@ impl<'a> Batch<'a> {
     /// Seconds of a decode step that finds the next token on the device, `steps` of them at once.
     fn decode_greedily(&mut self, steps: usize) -> anyhow::Result<f64> {
         let mut times = Vec::new();
+        let length = self.length();
         let mut found = vec![vec![7]; self.caches.len()];
         for _ in 0..NEW_TOKENS / steps {
             let started = Instant::now();
@@ -79,17 +90,20 @@ impl<'a> Batch<'a> {
             ensure!(self.model.decode_greedily(&mut batch, steps)?, "no tokens are found on the device");
             times.push(started.elapsed().as_secs_f64() / steps as f64);
         }
+        self.truncate(length);
         Ok(median(times))
     }
 
     /// Seconds of a decode step, the middle of [`NEW_TOKENS`].
     fn decode(&mut self, request: LogitsRequest) -> anyhow::Result<f64> {
         let mut times = Vec::new();
+        let length = self.length();
         for token in 0..NEW_TOKENS {
             let started = Instant::now();
             self.step(&[token as u32 + 7], request)?;
             times.push(started.elapsed().as_secs_f64());
         }
+        self.truncate(length);
         Ok(median(times))
     }
 }
@@ -146,13 +160,11 @@ fn one(
     );
     let weights = memory.weight_bytes as f64;
     for sequences in [1, 16, 64] {
-        let mut batch = Batch::new(&*model, sequences, PROMPT + 6 * NEW_TOKENS)?;
+        let mut batch = Batch::new(&*model, sequences, PROMPT + 2 * NEW_TOKENS)?;
         batch.step(&prompt(64), LogitsRequest::None)?;
         let mut first = Vec::new();
         for _ in 0..if sequences == 1 { 5 } else { 2 } {
-            batch.caches.iter_mut().for_each(|cache| {
-                cache.truncate(0);
-            });
+            batch.truncate(0);
             let started = Instant::now();
             batch.step(&prompt(PROMPT), LogitsRequest::Last)?;
             first.push(started.elapsed().as_secs_f64());
@@ -161,7 +173,7 @@ fn one(
         let bare = batch.decode(LogitsRequest::None)?;
         let whole = batch.decode(LogitsRequest::Last)?;
         let (greedy, ahead) = (batch.decode_greedily(1)?, batch.decode_greedily(8)?);
-        let keys = (memory.kv_bytes_per_token * (PROMPT + 2 * NEW_TOKENS) as u64 * sequences as u64) as f64;
+        let keys = (memory.kv_bytes_per_token * (PROMPT + NEW_TOKENS / 2) as u64 * sequences as u64) as f64;
         println!(
             "{name}: {sequences:2} sequences: first token {:.2} ms, {:.1} tok/s without logits ({:.1} us a step, {:.1} % of copy), \
              {:.1} tok/s with logits on the host, {:.1} tok/s greedy on the device, {:.1} tok/s eight steps ahead",
@@ -187,7 +199,7 @@ fn long_context(model: &dyn Model, name: &str, bandwidth: f64) -> anyhow::Result
     batch.step(&prompt(64), LogitsRequest::None)?;
     let short = batch.decode(LogitsRequest::None)?;
     let started = Instant::now();
-    let rest = LONG_CONTEXT - batch.caches[0].len();
+    let rest = LONG_CONTEXT - batch.length();
     batch.step(&prompt(rest), LogitsRequest::None)?;
     let prefill = started.elapsed().as_secs_f64();
     let long = batch.decode(LogitsRequest::None)?;
