@@ -1,156 +1,18 @@
-//! One generation: what it was asked for, how far it is, and what it tells its client.
+//! One generation: how far it is, and what it tells its client.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::{BackendError, LogitsRequest};
-use roundhouse_sampling::{Sampled, Sampler, SamplingError, TokenScore};
-use roundhouse_text::{ChatMessage, Detokenizer, StopMatcher, Tokenizer};
+use roundhouse_backend::LogitsRequest;
+use roundhouse_guided::{Accepted, TokenGuide};
+use roundhouse_sampling::{Restriction, Sampled, SamplingError};
+use roundhouse_text::{ChatMessage, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::prompt_scores::{PromptLogprobs, PromptScores};
-use crate::session::{Lease, SessionState};
-
-/// What a generation was asked for.
-pub struct Request {
-    /// For logs.
-    pub id: String,
-    /// The history and cache. The history already holds the new prompt, at least one token of which is not in the
-    /// cache.
-    pub lease: Lease,
-    /// Chooses tokens; knows the prompt already.
-    pub sampler: Sampler,
-    /// Log-probabilities of the n most probable tokens beside the chosen one's; `None` for none.
-    pub logprobs: Option<usize>,
-    /// Log-probabilities of the prompt's tokens; `None` for none. The token before the first of them is not in the cache.
-    pub prompt_logprobs: Option<PromptLogprobs>,
-    /// Turns tokens into text; knows the prompt already.
-    pub detokenizer: Detokenizer,
-    /// Finds stop strings.
-    pub stop_strings: StopMatcher,
-    /// When to stop.
-    pub limits: Limits,
-    /// Whether the turn came as messages, so that the answer joins the session's conversation.
-    pub is_chat: bool,
-    /// By when it must be over.
-    pub deadline: Option<Instant>,
-    /// Stops it.
-    pub cancellation: Cancellation,
-    /// Keeps what must live as long as the generation: the claim on its request ID. Must not own the engine, which
-    /// waits for its generations when it is dropped.
-    pub guard: Box<dyn Send>,
-    /// Where its deltas go. A receiver that is gone ends it. The last field, so that it is dropped after the lease and the
-    /// guard: who has read the stream to its end finds both free.
-    pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
-}
-
-/// When a generation stops by itself.
-#[derive(Debug, Clone, Default)]
-pub struct Limits {
-    /// At most this many new tokens. With 0 it ends when the prompt's tokens are scored.
-    pub max_tokens: usize,
-    /// No stop token or stop string before this many.
-    pub min_tokens: usize,
-    /// Tokens that end it.
-    pub stop_tokens: Vec<u32>,
-}
-
-/// A caller's way to stop a generation.
-#[derive(Debug, Clone, Default)]
-pub struct Cancellation {
-    cancelled: Arc<AtomicBool>,
-}
-
-impl Cancellation {
-    /// Stops it at the end of the step that runs.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
-}
-
-/// A message to the client: what is new.
-#[derive(Debug, Clone, Default)]
-pub struct Delta {
-    /// New text, whole characters.
-    pub text: String,
-    /// New tokens.
-    pub tokens: Vec<u32>,
-    /// One for each new token, where asked for.
-    pub logprobs: Vec<Sampled>,
-    /// Scores of the prompt's next tokens, where asked for.
-    pub prompt_logprobs: Vec<TokenScore>,
-    /// On the last message.
-    pub finish: Option<Finish>,
-}
-
-/// The end of a generation.
-#[derive(Debug, Clone, Copy)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// Tokens before the first output, history included.
-    pub prompt_tokens: usize,
-    /// Of those, found in the cache.
-    pub cached_tokens: usize,
-    /// Output tokens.
-    pub output_tokens: usize,
-    /// From submission to the first step.
-    pub queue: Duration,
-    /// From the first step to the first token, or to the prompt's last score where no token is made.
-    pub prefill: Duration,
-    /// From the first token to the last.
-    pub decode: Duration,
-}
-
-/// Why a generation ended by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token.
-    StopToken,
-    /// A stop string.
-    StopString,
-    /// `max_tokens`.
-    MaxTokens,
-    /// The end of the cache.
-    CacheFull,
-    /// Its caller stopped it.
-    Cancelled,
-}
-
-/// Why a generation failed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum GenerateError {
-    /// The deadline passed.
-    #[error("the deadline passed after {output_tokens} tokens")]
-    DeadlineExceeded {
-        /// Tokens made until then.
-        output_tokens: usize,
-    },
-    /// The client read nothing.
-    #[error("the client read nothing for {0:?}")]
-    ClientStalled(Duration),
-    /// Its session was deleted.
-    #[error("the session was deleted")]
-    SessionDeleted,
-    /// The engine was unloaded or the service is going down.
-    #[error("the engine is being unloaded")]
-    Unloaded,
-    /// The model failed.
-    #[error("the model failed: {0}")]
-    Model(Arc<BackendError>),
-    /// The model's logits cannot be sampled from.
-    #[error("sampling: {0}")]
-    Sampling(Arc<SamplingError>),
-    /// A token is not the tokenizer's.
-    #[error("detokenisation: {0}")]
-    Text(String),
-}
+use super::prompt_scores::PromptScores;
+use super::request::{Delta, Finish, FinishReason, GenerateError, Request};
+use crate::session::SessionState;
 
 /// A request in the scheduler.
 pub(super) struct Generation {
@@ -319,12 +181,24 @@ impl Generation {
     /// Takes the logits that follow the last token of the history: chooses the next token, and tells the client of it and
     /// of what `delta` has already.
     fn next_token(&mut self, mut delta: Delta, logits: &mut [f32], now: Instant) -> Progress {
-        let limits = &self.request.limits;
-        let suppressed: &[u32] =
-            if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
-        let sampled = match self.request.sampler.sample(logits, suppressed, self.request.logprobs) {
-            Ok(sampled) => sampled,
-            Err(error) => return self.fail(GenerateError::Sampling(Arc::new(error))),
+        match self.choose(&mut delta, logits, now) {
+            Ok(None) => self.send(delta),
+            Ok(Some(reason)) => self.finish(delta, reason),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Chooses the token that these logits say, and adds it and its text to the history and to `delta`. Returns why it is
+    /// the last one, if it is.
+    fn choose(
+        &mut self,
+        delta: &mut Delta,
+        logits: &mut [f32],
+        now: Instant,
+    ) -> Result<Option<FinishReason>, GenerateError> {
+        let Some(sampled) = self.sample(logits)? else {
+            delta.text.push_str(&self.flush());
+            return Ok(Some(FinishReason::GrammarComplete));
         };
         let token = sampled.token;
         self.request.sampler.accept(token);
@@ -336,37 +210,63 @@ impl Generation {
                 state.tokens.push(token);
                 (state.tokens.len(), state.cache.capacity())
             }
-            None => return Progress::Ended,
+            None => return Err(GenerateError::Unloaded),
         };
         delta.tokens.push(token);
         if self.request.logprobs.is_some() {
             delta.logprobs.push(sampled);
         }
-        if self.request.limits.stop_tokens.contains(&token) {
-            delta.text = self.flush();
-            return self.finish(delta, FinishReason::StopToken);
+        let limits = &self.request.limits;
+        let is_stop_token = limits.stop_tokens.contains(&token);
+        if is_stop_token && !limits.include_stop {
+            delta.text.push_str(&self.flush());
+            return Ok(Some(FinishReason::StopToken));
         }
-        let text = match self.request.detokenizer.push(&self.tokenizer, token) {
-            Ok(text) => text,
-            Err(error) => return self.fail(GenerateError::Text(error.to_string())),
-        };
+        let text = self.request.detokenizer.push(&self.tokenizer, token);
+        let text = text.map_err(|error| GenerateError::Text(error.to_string()))?;
         let stop_allowed = self.output_tokens > self.request.limits.min_tokens;
         let (text, stopped) = self.request.stop_strings.push(&text, stop_allowed);
         self.answer.push_str(&text);
-        delta.text = text;
+        delta.text.push_str(&text);
         if stopped {
-            return self.finish(delta, FinishReason::StopString);
+            return Ok(Some(FinishReason::StopString));
         }
-        if self.output_tokens >= self.request.limits.max_tokens {
+        let reason = if is_stop_token {
+            Some(FinishReason::StopToken)
+        } else if self.is_complete_after(token)? {
+            Some(FinishReason::GrammarComplete)
+        } else if self.output_tokens >= self.request.limits.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else if length >= capacity {
+            // The token just made must fit too, or there is no next one to make.
+            Some(FinishReason::CacheFull)
+        } else {
+            None
+        };
+        if reason.is_some() {
             delta.text.push_str(&self.flush());
-            return self.finish(delta, FinishReason::MaxTokens);
         }
-        // The token just made must fit too, or there is no next one to make.
-        if length >= capacity {
-            delta.text.push_str(&self.flush());
-            return self.finish(delta, FinishReason::CacheFull);
+        Ok(reason)
+    }
+
+    /// The next token. None where the output is whole and nothing else may come: its end is suppressed while there are
+    /// fewer than the least number of tokens.
+    fn sample(&mut self, logits: &mut [f32]) -> Result<Option<Sampled>, GenerateError> {
+        let Request { sampler, limits, guide, logprobs, .. } = &mut self.request;
+        let suppressed: &[u32] =
+            if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
+        let allowed = guide.as_mut().map(TokenGuide::allowed).transpose().map_err(GenerateError::Guide)?;
+        match sampler.sample(logits, Restriction { suppressed, allowed }, *logprobs) {
+            Ok(sampled) => Ok(Some(sampled)),
+            Err(SamplingError::NoCandidate) if guide.as_mut().is_some_and(TokenGuide::may_end) => Ok(None),
+            Err(error) => Err(GenerateError::Sampling(Arc::new(error))),
         }
-        self.send(delta)
+    }
+
+    /// Tells the guide of a token. Whether it allows nothing more.
+    fn is_complete_after(&mut self, token: u32) -> Result<bool, GenerateError> {
+        let Some(guide) = &mut self.request.guide else { return Ok(false) };
+        Ok(guide.accept(token).map_err(GenerateError::Guide)? == Accepted::Complete)
     }
 
     /// The text that was held back.

@@ -16,7 +16,7 @@ use roundhouse_rpc::{Failure, deadline, reason};
 use roundhouse_telemetry::peak_memory_bytes;
 use roundhouse_text::RenderOptions;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::{Stream, StreamExt as _, StreamMap};
 use tonic::{Code, Request, Response, Status};
 
 use super::{ExecutorService, convert, failure};
@@ -82,8 +82,12 @@ impl Executor for ExecutorService {
             .await
             .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
         tracing::Span::current().record("request_id", &started.request_id);
-        let stream = ReceiverStream::new(started.deltas).map(move |delta| match delta {
-            Ok(delta) => Ok(convert::response(&started.request_id, delta)),
+        let mut outputs = StreamMap::with_capacity(started.outputs.len());
+        for (index, deltas) in (0..).zip(started.outputs) {
+            outputs.insert(index, ReceiverStream::new(deltas));
+        }
+        let stream = outputs.map(move |(index, delta)| match delta {
+            Ok(delta) => Ok(convert::response(&started.request_id, index, delta)),
             Err(error) => Err(failure::of_generate(&error).into()),
         });
         Ok(Response::new(Box::pin(stream)))

@@ -4,6 +4,7 @@ mod convert;
 mod executor;
 mod failure;
 mod generate;
+mod options;
 mod requests;
 
 use std::sync::Arc;
