@@ -12,6 +12,7 @@ mod dump;
 mod engines;
 mod eval;
 mod generate;
+mod guided_args;
 mod kv_memory;
 mod model_args;
 mod output;
