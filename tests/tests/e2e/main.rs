@@ -2,6 +2,7 @@
 //! file.
 #![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
+mod batch_invariance;
 mod batching;
 mod cancellation;
 mod discovery;
@@ -9,9 +10,11 @@ mod engines;
 mod errors;
 mod gemma3_tokens;
 mod greedy_tokens;
+mod guided_output;
 mod prompt_logprobs;
 mod sampling;
 mod sessions;
+mod several_outputs;
 mod sliding_windows;
 mod streaming_text;
 #[cfg(feature = "tensorrt")]
