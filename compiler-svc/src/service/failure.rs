@@ -140,6 +140,7 @@ fn of_backend(error: &BackendError) -> Failure {
         BackendError::Corrupt { .. }
         | BackendError::Graph(_)
         | BackendError::Manifest(_)
+        | BackendError::PositionsLost { .. }
         | BackendError::Device { .. } => Failure::new(Code::Internal, reason::INTERNAL, message),
     }
 }

@@ -84,7 +84,7 @@ fn of_backend(error: &BackendError) -> Failure {
         | BackendError::Graph(_)
         | BackendError::Manifest(_)
         | BackendError::Weight(_) => Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message),
-        BackendError::Io { .. } | BackendError::Device { .. } => {
+        BackendError::Io { .. } | BackendError::Device { .. } | BackendError::PositionsLost { .. } => {
             Failure::new(Code::Internal, reason::INTERNAL, message)
         }
         BackendError::Cancelled => Failure::new(Code::Cancelled, reason::CANCELLED, message),

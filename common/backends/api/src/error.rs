@@ -1,5 +1,7 @@
 //! What a backend can fail with.
 
+use std::ops::Range;
+
 use crate::WeightError;
 
 /// A node of a graph that a backend cannot run.
@@ -54,6 +56,16 @@ pub enum BackendError {
         length: usize,
         /// Tokens it can hold.
         capacity: usize,
+    },
+    /// A cache does not hold these positions any more.
+    #[error(
+        "positions {positions:?} are gone: a layer with a sliding window keeps those from {first_held} on"
+    )]
+    PositionsLost {
+        /// The positions asked for.
+        positions: Range<usize>,
+        /// The first one that every layer still holds.
+        first_held: usize,
     },
     /// A weight could not be read.
     #[error(transparent)]

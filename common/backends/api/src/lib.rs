@@ -7,6 +7,7 @@
 
 mod build;
 mod error;
+mod kv_block;
 mod library;
 mod quantization;
 mod run;
@@ -14,6 +15,7 @@ mod weights;
 
 pub use build::{BuildProgress, Builder, BuiltFile};
 pub use error::{BackendError, UnsupportedNode};
+pub use kv_block::KvBlock;
 pub use library::LibrarySearch;
 pub use quantization::{QuantizationLoss, quantized_number};
 pub use run::{Cache, LogitsRequest, Model, Runtime, Sequence};

@@ -1,10 +1,11 @@
 //! The runtime's side of a backend.
 
 use std::any::Any;
+use std::ops::Range;
 
 use roundhouse_engine::{BackendKind, EngineFiles, Manifest, MemoryPlan};
 
-use crate::BackendError;
+use crate::{BackendError, KvBlock};
 
 /// Loads engines.
 pub trait Runtime: Send + Sync {
@@ -71,6 +72,28 @@ pub trait Cache: Send {
 
     /// Bytes that it holds for its [`Cache::capacity`].
     fn bytes(&self) -> u64;
+
+    /// Copies the keys and values of some of its positions, at least one, into host memory.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidArgument`] for positions that it never held, [`BackendError::PositionsLost`] where a layer
+    /// with a sliding window has let go of some, [`BackendError::Unsupported`] where the backend cannot, whatever the
+    /// positions: the default.
+    fn export(&self, positions: Range<usize>) -> Result<KvBlock, BackendError> {
+        let _ = positions;
+        Err(BackendError::Unsupported { backend: "engine's", what: "copying keys and values".to_owned() })
+    }
+
+    /// Appends a block that begins where the cache ends: the cache then goes on, bit for bit, as the one that the block
+    /// was exported from, if what was before it is the same too. On an error it has not changed.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidArgument`] for another engine's block or one that does not begin at [`Cache::len`],
+    /// [`BackendError::CacheFull`], [`BackendError::Unsupported`] as [`Cache::export`].
+    fn import(&mut self, block: &KvBlock) -> Result<(), BackendError> {
+        let _ = block;
+        Err(BackendError::Unsupported { backend: "engine's", what: "copying keys and values".to_owned() })
+    }
 
     /// For the backend to find its own type.
     fn as_any_mut(&mut self) -> &mut dyn Any;

@@ -13,6 +13,7 @@
 //! ```
 
 mod artifact;
+mod blocks;
 mod compare;
 mod engine;
 mod errors;
@@ -30,6 +31,7 @@ use roundhouse_graph::{Graph, PassReport};
 pub use artifact::{
     broken_files_are_errors, builds_report_progress_and_stop_when_asked, foreign_engines_are_refused,
 };
+pub use blocks::{blocks_that_do_not_follow_are_refused, imported_blocks_go_on_as_computed_tokens};
 pub use engine::{MAX_SEQ_LEN, Source};
 pub use errors::{failed_steps_change_nothing, requests_beyond_the_engine_are_refused};
 pub use failure::Failure;
@@ -93,6 +95,8 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("long_ragged_batches_equal_one_by_one", long_ragged_batches_equal_one_by_one),
     ("long_sequences_are_cut_or_emptied", long_sequences_are_cut_or_emptied),
     ("long_sequences_are_isolated", long_sequences_are_isolated),
+    ("imported_blocks_go_on_as_computed_tokens", imported_blocks_go_on_as_computed_tokens),
+    ("blocks_that_do_not_follow_are_refused", blocks_that_do_not_follow_are_refused),
     ("requests_choose_the_logits", requests_choose_the_logits),
     ("failed_steps_change_nothing", failed_steps_change_nothing),
     ("requests_beyond_the_engine_are_refused", requests_beyond_the_engine_are_refused),

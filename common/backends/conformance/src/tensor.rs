@@ -64,6 +64,14 @@ impl Tensor {
         }
     }
 
+    /// The elements of a float tensor, to be changed; none of an integer tensor.
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        match &mut self.data {
+            Data::Float(values) => values,
+            Data::Int(_) => &mut [],
+        }
+    }
+
     /// The elements of an integer tensor; none of a float tensor.
     #[must_use]
     pub fn ints(&self) -> &[i64] {

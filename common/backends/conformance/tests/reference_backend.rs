@@ -84,6 +84,16 @@ fn requests_choose_the_logits() {
 }
 
 #[test]
+fn imported_blocks_go_on_as_computed_tokens() {
+    passes(suite::imported_blocks_go_on_as_computed_tokens);
+}
+
+#[test]
+fn blocks_that_do_not_follow_are_refused() {
+    passes(suite::blocks_that_do_not_follow_are_refused);
+}
+
+#[test]
 fn failed_steps_change_nothing() {
     passes(suite::failed_steps_change_nothing);
 }

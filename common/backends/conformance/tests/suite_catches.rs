@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test is a failed test")]
 
 use std::any::Any;
+use std::ops::Range;
 use std::path::Path;
 
 use roundhouse_backend::{
-    BackendError, BuildProgress, Builder, BuiltFile, Cache, Model, Runtime, Sequence, WeightSource,
+    BackendError, BuildProgress, Builder, BuiltFile, Cache, KvBlock, Model, Runtime, Sequence, WeightSource,
 };
 use roundhouse_backend_conformance::ReferenceBackend;
 use roundhouse_backend_conformance::suite::{self, Backend, Failure};
@@ -30,6 +31,10 @@ enum Fault {
     MixesSequences,
     /// Caches hold more than asked for.
     LargeCaches,
+    /// Blocks are of the positions before.
+    ShiftsBlocks,
+    /// Blocks are taken in wherever they belong.
+    TakesAnyBlock,
     /// Any engine is taken.
     TakesForeign,
     /// Progress is not reported.
@@ -136,6 +141,20 @@ impl Cache for FaultyCache {
 
     fn bytes(&self) -> u64 {
         self.cache.bytes()
+    }
+
+    fn export(&self, positions: Range<usize>) -> Result<KvBlock, BackendError> {
+        let shift = usize::from(matches!(self.fault, Fault::ShiftsBlocks) && positions.start > 0);
+        let block = self.cache.export(positions.start - shift..positions.end - shift)?;
+        Ok(KvBlock::new(block.engine().into(), positions, block.bytes().to_vec()))
+    }
+
+    fn import(&mut self, block: &KvBlock) -> Result<(), BackendError> {
+        let mut positions = block.positions();
+        if matches!(self.fault, Fault::TakesAnyBlock) {
+            positions = self.cache.len()..self.cache.len() + positions.len();
+        }
+        self.cache.import(&KvBlock::new(block.engine().into(), positions, block.bytes().to_vec()))
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -295,6 +314,12 @@ fn windows_that_lose_a_key_are_caught() {
 #[test]
 fn mixed_up_sequences_are_caught() {
     caught(Fault::MixesSequences, suite::ragged_batches_equal_one_by_one);
+}
+
+#[test]
+fn blocks_of_other_positions_are_caught() {
+    caught(Fault::ShiftsBlocks, suite::imported_blocks_go_on_as_computed_tokens);
+    caught(Fault::TakesAnyBlock, suite::blocks_that_do_not_follow_are_refused);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! What a sequence keeps between steps.
 
 use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
-use roundhouse_backend::Cache;
+use roundhouse_backend::{BackendError, Cache, KvBlock};
 use roundhouse_cpu_kernels::{Elements, ElementsMut};
 use roundhouse_graph::DType;
 
@@ -13,6 +15,8 @@ use crate::plan::{CacheShape, Ring};
 pub(crate) struct CpuCache {
     /// The model that it is of.
     pub(crate) model: u64,
+    /// The key of its engine, which names the layout of its blocks.
+    engine: Arc<str>,
     /// Tokens in it, if its rings hold what the next one sees.
     len: usize,
     /// The most tokens that were written into it since it was empty.
@@ -78,18 +82,57 @@ impl CacheTensor {
         }
     }
 
-    fn bytes(&self) -> usize {
+    fn raw(&self) -> &[u8] {
         match &self.storage {
-            Storage::F32(values) => size_of_val(&values[..]),
-            Storage::F16(bits) | Storage::Bf16(bits) => size_of_val(&bits[..]),
+            Storage::F32(values) => bytemuck::cast_slice(values),
+            Storage::F16(bits) | Storage::Bf16(bits) => bytemuck::cast_slice(bits),
         }
+    }
+
+    fn raw_mut(&mut self) -> &mut [u8] {
+        match &mut self.storage {
+            Storage::F32(values) => bytemuck::cast_slice_mut(values),
+            Storage::F16(bits) | Storage::Bf16(bits) => bytemuck::cast_slice_mut(bits),
+        }
+    }
+
+    /// Bytes of one position of one head.
+    fn row_bytes(&self) -> usize {
+        self.raw().len().checked_div(self.heads * self.rows).unwrap_or(0)
+    }
+
+    /// Bytes of so many positions, all heads together.
+    fn positions_bytes(&self, positions: usize) -> usize {
+        positions * self.heads * self.row_bytes()
+    }
+
+    /// Where positions lie, head by head and position by position: ranges of [`CacheTensor::raw`].
+    fn places(&self, positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (heads, rows, row_bytes, positions) =
+            (self.heads, self.rows, self.row_bytes(), positions.clone());
+        (0..heads).flat_map(move |head| {
+            let mut next = positions.start;
+            let end = positions.end;
+            std::iter::from_fn(move || {
+                let row = next % rows;
+                let run = (rows - row).min(end - next);
+                next += run;
+                let first = (head * rows + row) * row_bytes;
+                (run > 0).then_some(first..first + run * row_bytes)
+            })
+        })
+    }
+
+    /// The first position that it holds of those up to `written`.
+    fn first_held(&self, written: usize) -> usize {
+        self.ring.map_or(0, |ring| written.saturating_sub(ring.rows))
     }
 }
 
 impl CpuCache {
     /// An empty cache of a model.
-    pub(crate) fn new(model: u64, capacity: usize, state: CacheState) -> Self {
-        Self { model, len: 0, written: 0, capacity, state }
+    pub(crate) fn new(model: u64, engine: Arc<str>, capacity: usize, state: CacheState) -> Self {
+        Self { model, engine, len: 0, written: 0, capacity, state }
     }
 
     /// Prepares for new tokens; how many they follow.
@@ -137,6 +180,16 @@ impl CpuCache {
         }
     }
 
+    /// Bytes of a block of so many positions.
+    fn block_bytes(&self, positions: usize) -> usize {
+        match &self.state {
+            CacheState::Tokens(_) => positions * size_of::<u32>(),
+            CacheState::Tensors(tensors) => {
+                tensors.iter().map(|tensor| tensor.positions_bytes(positions)).sum()
+            }
+        }
+    }
+
     pub(crate) fn tensors_mut(&mut self) -> &mut [CacheTensor] {
         match &mut self.state {
             CacheState::Tensors(tensors) => tensors,
@@ -169,8 +222,58 @@ impl Cache for CpuCache {
     fn bytes(&self) -> u64 {
         match &self.state {
             CacheState::Tokens(tokens) => (tokens.capacity() * size_of::<u32>()) as u64,
-            CacheState::Tensors(tensors) => tensors.iter().map(|tensor| tensor.bytes() as u64).sum(),
+            CacheState::Tensors(tensors) => tensors.iter().map(|tensor| tensor.raw().len() as u64).sum(),
         }
+    }
+
+    fn export(&self, positions: Range<usize>) -> Result<KvBlock, BackendError> {
+        if positions.is_empty() || positions.end > self.len() {
+            let what = format!("positions {positions:?} of a cache of {} tokens", self.len());
+            return Err(BackendError::InvalidArgument(what));
+        }
+        let held = self.tensors().iter().map(|tensor| tensor.first_held(self.written));
+        let first_held = held.max().unwrap_or(0);
+        if positions.start < first_held {
+            return Err(BackendError::PositionsLost { positions, first_held });
+        }
+        let mut bytes = Vec::with_capacity(self.block_bytes(positions.len()));
+        match &self.state {
+            CacheState::Tokens(tokens) => {
+                bytes.extend_from_slice(bytemuck::cast_slice(&tokens[positions.clone()]))
+            }
+            CacheState::Tensors(tensors) => {
+                for tensor in tensors {
+                    tensor.places(&positions).for_each(|place| bytes.extend_from_slice(&tensor.raw()[place]));
+                }
+            }
+        }
+        Ok(KvBlock::new(Arc::clone(&self.engine), positions, bytes))
+    }
+
+    fn import(&mut self, block: &KvBlock) -> Result<(), BackendError> {
+        let length = self.begin();
+        let positions = block.positions();
+        let expected = self.block_bytes(positions.len());
+        block.check_follows(&self.engine, length, self.capacity, expected)?;
+        let mut rest = block.bytes();
+        match &mut self.state {
+            CacheState::Tokens(tokens) => {
+                let words = rest.chunks_exact(size_of::<u32>());
+                tokens.extend(words.map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])));
+            }
+            CacheState::Tensors(tensors) => {
+                for tensor in tensors {
+                    for place in tensor.places(&positions) {
+                        let (part, later) = rest.split_at(place.len());
+                        tensor.raw_mut()[place].copy_from_slice(part);
+                        rest = later;
+                    }
+                }
+            }
+        }
+        self.writes(positions.end);
+        self.len = positions.end;
+        Ok(())
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -184,7 +287,7 @@ mod tests {
 
     fn cache(ring: Option<Ring>) -> CpuCache {
         let shape = CacheShape { dtype: DType::F16, heads: 1, length: 100, head_dim: 1, ring };
-        CpuCache::new(0, 100, CacheState::Tensors(vec![CacheTensor::new(shape, 100)]))
+        CpuCache::new(0, "key".into(), 100, CacheState::Tensors(vec![CacheTensor::new(shape, 100)]))
     }
 
     #[test]
@@ -203,6 +306,28 @@ mod tests {
         cache.writes(8);
         cache.commit(&[0; 8]);
         assert_eq!((cache.len(), cache.truncate(3)), (8, 3));
+    }
+
+    #[test]
+    fn positions_that_a_ring_has_let_go_of_are_lost_and_its_last_ones_move_to_another_ring() {
+        let mut cache = cache(Some(Ring::new(10, 8)));
+        for (row, value) in cache.tensors_mut()[0].raw_mut().chunks_exact_mut(2).enumerate() {
+            value.fill(row as u8);
+        }
+        cache.writes(50);
+        cache.commit(&[0; 50]);
+        let lost = cache.export(32..40).unwrap_err();
+        assert!(matches!(lost, BackendError::PositionsLost { first_held: 33, .. }), "{lost}");
+        let block = cache.export(40..50).unwrap();
+        let rows = (40..50).flat_map(|position| [position % 17; 2]).collect::<Vec<u8>>();
+        assert_eq!(block.bytes(), rows);
+
+        let mut other = self::cache(Some(Ring::new(10, 8)));
+        other.writes(40);
+        other.commit(&[0; 40]);
+        other.import(&block).unwrap();
+        assert_eq!((other.len(), other.export(40..50).unwrap()), (50, block));
+        assert!(other.export(33..50).is_ok() && other.export(32..50).is_err());
     }
 
     #[test]

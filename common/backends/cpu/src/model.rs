@@ -20,6 +20,8 @@ use crate::limits::StepLimits;
 pub(crate) struct CpuModel {
     /// Unlike any other model's of this process: caches carry it.
     id: u64,
+    /// The engine's key: blocks carry it.
+    engine: Arc<str>,
     executor: Executor,
     limits: StepLimits,
     memory: MemoryPlan,
@@ -54,6 +56,7 @@ impl CpuModel {
         let memory = plan_memory(graph, &plan, &manifest.options, weights.file_bytes());
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            engine: manifest.key.as_str().into(),
             executor: Executor::new(plan, graph, weights, pool)?,
             limits: StepLimits::new(graph, &manifest.options),
             workspace_bytes: AtomicU64::new(memory.workspace_bytes),
@@ -172,7 +175,7 @@ impl Model for CpuModel {
                 CacheState::Tensors(tensors.collect())
             }
         };
-        Ok(Box::new(CpuCache::new(self.id, max_seq_len, state)))
+        Ok(Box::new(CpuCache::new(self.id, Arc::clone(&self.engine), max_seq_len, state)))
     }
 
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError> {

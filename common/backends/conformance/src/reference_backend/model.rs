@@ -2,9 +2,10 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use roundhouse_backend::{BackendError, Cache, LogitsRequest, Model, Sequence};
+use roundhouse_backend::{BackendError, Cache, KvBlock, LogitsRequest, Model, Sequence};
 use roundhouse_engine::{CacheKind, Manifest, MemoryPlan};
 
 use crate::{Interpreter, ReferenceError, Tensor};
@@ -29,8 +30,8 @@ pub(super) struct ReferenceModel {
     max_batch_size: usize,
     vocab_size: usize,
     memory_plan: MemoryPlan,
-    /// What its caches hold a copy of, to be known by.
-    identity: Arc<()>,
+    /// The engine's key, of which its caches hold a copy, to be known by.
+    identity: Arc<str>,
 }
 
 /// The tokens of a sequence, and its keys and values by the name of the graph's input, `[1, heads, max_seq_len,
@@ -39,7 +40,14 @@ struct ReferenceCache {
     tokens: Vec<u32>,
     tensors: BTreeMap<String, Tensor>,
     capacity: usize,
-    identity: Arc<()>,
+    identity: Arc<str>,
+}
+
+impl ReferenceCache {
+    /// The number of floats of one position, all tensors together.
+    fn floats_per_position(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.around(2)).map(|[heads, _, dim]| heads * dim).sum()
+    }
 }
 
 impl Cache for ReferenceCache {
@@ -58,6 +66,42 @@ impl Cache for ReferenceCache {
 
     fn bytes(&self) -> u64 {
         self.tensors.values().map(|tensor| tensor.len() as u64 * 4).sum()
+    }
+
+    fn export(&self, positions: Range<usize>) -> Result<KvBlock, BackendError> {
+        if positions.is_empty() || positions.end > self.tokens.len() {
+            let what = format!("positions {positions:?} of a cache of {} tokens", self.tokens.len());
+            return Err(BackendError::InvalidArgument(what));
+        }
+        let mut bytes: Vec<u8> =
+            self.tokens[positions.clone()].iter().flat_map(|token| token.to_le_bytes()).collect();
+        for tensor in self.tensors.values() {
+            let [_, length, dim] = tensor.around(2);
+            for head in tensor.floats().chunks_exact(length * dim) {
+                let values = &head[positions.start * dim..positions.end * dim];
+                bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            }
+        }
+        Ok(KvBlock::new(Arc::clone(&self.identity), positions, bytes))
+    }
+
+    fn import(&mut self, block: &KvBlock) -> Result<(), BackendError> {
+        let positions = block.positions();
+        let expected = positions.len() * (1 + self.floats_per_position()) * 4;
+        block.check_follows(&self.identity, self.tokens.len(), self.capacity, expected)?;
+        let mut words = block.bytes().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
+        self.tokens.extend(words.by_ref().take(positions.len()).map(u32::from_le_bytes));
+        for tensor in self.tensors.values_mut() {
+            let [_, length, dim] = tensor.around(2);
+            for head in tensor.floats_mut().chunks_exact_mut(length * dim) {
+                let values = &mut head[positions.start * dim..positions.end * dim];
+                values
+                    .iter_mut()
+                    .zip(words.by_ref())
+                    .for_each(|(value, word)| *value = f32::from_le_bytes(word));
+            }
+        }
+        Ok(())
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -84,7 +128,7 @@ impl ReferenceModel {
             max_batch_size: options.max_batch_size as usize,
             vocab_size: manifest.info.vocab_size as usize,
             memory_plan: manifest.memory_plan.clone(),
-            identity: Arc::default(),
+            identity: manifest.key.as_str().into(),
         }
     }
 

@@ -33,8 +33,8 @@ fn models() -> [TinyModel; 2] {
 }
 
 /// A precision's engines of a model, one of each cache kind, and the logits that they are to give.
-struct Engines {
-    engines: Vec<Engine>,
+pub(super) struct Engines {
+    pub(super) engines: Vec<Engine>,
     precision: Precision,
     expected: Expected,
     rng: Rng,
@@ -42,7 +42,7 @@ struct Engines {
 
 impl Engines {
     /// Calls `behaviour` for every model and precision.
-    fn each(
+    pub(super) fn each(
         backend: &Backend<'_>,
         behaviour: impl Fn(&mut Self) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
@@ -62,7 +62,8 @@ impl Engines {
         Ok(())
     }
 
-    fn tokens(&mut self, count: usize) -> Vec<u32> {
+    /// Tokens at random.
+    pub(super) fn tokens(&mut self, count: usize) -> Vec<u32> {
         let vocab_size = self.engines.first().map_or(1, |engine| engine.model.vocab_size());
         self.rng.tokens(count, vocab_size)
     }

@@ -78,6 +78,16 @@ fn long_sequences_are_isolated() {
 }
 
 #[test]
+fn imported_blocks_go_on_as_computed_tokens() {
+    conforms(suite::imported_blocks_go_on_as_computed_tokens);
+}
+
+#[test]
+fn blocks_that_do_not_follow_are_refused() {
+    conforms(suite::blocks_that_do_not_follow_are_refused);
+}
+
+#[test]
 fn failed_steps_change_nothing() {
     conforms(suite::failed_steps_change_nothing);
 }
