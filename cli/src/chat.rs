@@ -76,6 +76,7 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
                 ..StoppingOptions::default()
             }),
             response: None,
+            ..GenerateRequest::default()
         };
         let mut canceller = executor.clone();
         let answering = generate(&mut executor, request, |text| {

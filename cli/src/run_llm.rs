@@ -319,6 +319,7 @@ fn generation(
         response: Some(ResponseOptions::default()),
         truncate_prompt_tokens: args.truncate_prompt_tokens,
         guided: args.guided.guided()?,
+        ..GenerateRequest::default()
     })
 }
 

@@ -92,6 +92,15 @@ pub(crate) struct ExecutorOptions {
     /// Seconds that a client may leave its stream unread.
     #[arg(long, default_value_t = 30)]
     stall_seconds: u64,
+    /// Seconds that a generation may wait for its first step.
+    #[arg(long, default_value_t = 60)]
+    queue_seconds: u64,
+    /// Seconds that a step may take before health turns NOT_SERVING.
+    #[arg(long, default_value_t = 120)]
+    step_timeout_seconds: u64,
+    /// How many times as long as a step of one token a step with running streams may take because of new prompts.
+    #[arg(long, default_value_t = 2.5)]
+    prompt_slowdown: f64,
     /// New tokens in one step over all sequences.
     #[arg(long, default_value_t = 512)]
     step_token_budget: usize,
@@ -203,6 +212,9 @@ impl ExecutorArgs {
                 max_sessions: 1024,
                 session_idle_seconds: 24 * 3600,
                 stall_seconds: 600,
+                queue_seconds: 600,
+                step_timeout_seconds: 120,
+                prompt_slowdown: 2.5,
                 step_token_budget: 512,
                 threads: args.threads,
             },
@@ -223,7 +235,10 @@ impl ExecutorArgs {
             max_sessions: options.max_sessions,
             session_idle_timeout: Duration::from_secs(options.session_idle_seconds),
             stall_timeout: Duration::from_secs(options.stall_seconds),
+            queue_timeout: Duration::from_secs(options.queue_seconds),
+            step_timeout: Duration::from_secs(options.step_timeout_seconds),
             step_token_budget: options.step_token_budget,
+            prompt_slowdown: options.prompt_slowdown,
             threads: options.threads,
             tensorrt: self.library.search(&home),
         }
@@ -343,5 +358,5 @@ async fn load_and_serve(service: &ExecutorService, keys: &[String], readiness: &
             return;
         }
     }
-    readiness.serving().await;
+    service.report_health(readiness).await;
 }

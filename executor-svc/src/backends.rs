@@ -35,6 +35,13 @@ impl Backends {
         backends
     }
 
+    /// One runtime alone.
+    #[must_use]
+    pub fn only(runtime: Arc<dyn Runtime>, runs_on: ComputeCapabilities) -> Self {
+        let found = vec![Found { backend: runtime.kind(), runs_on: Ok(runs_on) }];
+        Self { runtimes: vec![runtime], found }
+    }
+
     #[cfg(feature = "tensorrt")]
     fn add_tensorrt(&mut self, config: &ExecutorConfig) {
         use roundhouse_tensorrt_library::{backend_version, device};

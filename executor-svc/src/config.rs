@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use roundhouse_backend::LibrarySearch;
 
+use crate::scheduler::PaceLimits;
+
 /// What an executor service is told at its start.
 #[derive(Debug, Clone)]
 pub struct ExecutorConfig {
@@ -24,8 +26,15 @@ pub struct ExecutorConfig {
     pub session_idle_timeout: Duration,
     /// How long a client may leave its stream unread before the generation is ended.
     pub stall_timeout: Duration,
-    /// New tokens in one step over all sequences: what bounds the time between two tokens while prompts are prefilled.
+    /// How long a generation may wait for its first step before it is refused with RESOURCE_EXHAUSTED.
+    pub queue_timeout: Duration,
+    /// How long a step may take before health turns NOT_SERVING, until it ends.
+    pub step_timeout: Duration,
+    /// New tokens in one step over all sequences.
     pub step_token_budget: usize,
+    /// How many times as long as a step of one token a step with running streams may take because of the prompts in it:
+    /// what bounds the time between two tokens while prompts are prefilled.
+    pub prompt_slowdown: f64,
     /// Threads of the CPU backend; `None` takes one a core.
     pub threads: Option<usize>,
     /// Where TensorRT is; of no use to a binary without the feature `tensorrt`.
@@ -45,7 +54,10 @@ impl ExecutorConfig {
             max_sessions: 1024,
             session_idle_timeout: Duration::from_secs(15 * 60),
             stall_timeout: Duration::from_secs(30),
+            queue_timeout: Duration::from_secs(60),
+            step_timeout: Duration::from_secs(120),
             step_token_budget: 512,
+            prompt_slowdown: PaceLimits::default().of_one_token,
             threads: None,
             tensorrt: LibrarySearch::default(),
         }

@@ -7,6 +7,7 @@
 mod compiler;
 mod executor;
 mod folder;
+mod gated;
 mod generated;
 mod node;
 mod requests;
@@ -19,6 +20,7 @@ use anyhow::{Result, bail};
 
 pub use compiler::{Compiler, operation_result};
 pub use executor::{Executor, LoadedEngine};
+pub use gated::{Gate, GatedRuntime};
 pub use generated::Generated;
 pub use node::Node;
 pub use requests::{

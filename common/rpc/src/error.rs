@@ -40,6 +40,8 @@ pub mod reason {
     pub const STORAGE_UNAVAILABLE: &str = "STORAGE_UNAVAILABLE";
     /// The queue is full.
     pub const QUEUE_FULL: &str = "QUEUE_FULL";
+    /// The request waited for as long as one may.
+    pub const QUEUE_TIMEOUT: &str = "QUEUE_TIMEOUT";
     /// No room for another KV cache.
     pub const KV_MEMORY_EXHAUSTED: &str = "KV_MEMORY_EXHAUSTED";
     /// The prompt does not fit the cache.

@@ -112,7 +112,7 @@ impl Server {
             () = running => {}
         }
         tracing::info!("draining");
-        readiness.not_serving().await;
+        readiness.drain().await;
         // The receiver lives in `server`, which has not ended.
         let _ = stop.send(());
         match tokio::time::timeout(self.drain_timeout, server).await {

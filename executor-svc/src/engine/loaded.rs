@@ -4,13 +4,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use roundhouse_backend::{BackendError, Model, Runtime};
-use roundhouse_engine::{CacheKind, EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
+use roundhouse_engine::{EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
 use roundhouse_guided::{GrammarCompiler, GuideError};
 use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
 
-use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::session::{KvMemory, KvMemoryExhausted, SessionState};
+use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerParts};
+use crate::session::{KvCache, KvCost, KvMemory, KvMemoryExhausted, SessionState, Sessions};
 
 /// An engine in memory.
 pub struct LoadedEngine {
@@ -21,11 +21,21 @@ pub struct LoadedEngine {
     /// Made when a request is first guided.
     grammars: OnceLock<Result<GrammarCompiler, GuideError>>,
     scheduler: Scheduler,
+    kv_cost: Arc<KvCost>,
     /// Keeps the mapped files in the local cache.
     _pulled: PulledEngine,
     /// What templates that print the date print: one moment for as long as the engine is loaded, so that a session's
     /// earlier turns render the same in its later ones.
     loaded: SystemTime,
+}
+
+/// What all engines of an executor share.
+#[derive(Clone)]
+pub struct SharedParts {
+    /// For keys and values.
+    pub memory: Arc<KvMemory>,
+    /// Whose idle caches give their memory to generations.
+    pub sessions: Arc<Sessions>,
 }
 
 /// Why an engine cannot be loaded.
@@ -64,6 +74,7 @@ impl LoadedEngine {
     pub fn load(
         pulled: PulledEngine,
         runtime: &dyn Runtime,
+        shared: SharedParts,
         config: SchedulerConfig,
     ) -> Result<Self, LoadError> {
         let files = pulled.files();
@@ -78,8 +89,17 @@ impl LoadedEngine {
         let text = text.map_err(|_| LoadError::Panicked("reading the tokenizer".to_owned()))?;
         let (tokenizer, template) = text.map_err(text_error)?;
         let tokenizer = Arc::new(tokenizer);
-        let scheduler = Scheduler::start(Arc::clone(&model), Arc::clone(&tokenizer), config)
-            .map_err(LoadError::Thread)?;
+        let options = &files.manifest.options;
+        let max_seq_len = options.max_seq_len as usize;
+        let kv_cost = Arc::new(KvCost::new(model.memory_plan(), options.cache, max_seq_len));
+        let parts = SchedulerParts {
+            model: Arc::clone(&model),
+            tokenizer: Arc::clone(&tokenizer),
+            kv_cost: Arc::clone(&kv_cost),
+            memory: shared.memory,
+            sessions: shared.sessions,
+        };
+        let scheduler = Scheduler::start(parts, config).map_err(LoadError::Thread)?;
         Ok(Self {
             manifest: files.manifest.clone(),
             model,
@@ -87,6 +107,7 @@ impl LoadedEngine {
             template,
             grammars: OnceLock::new(),
             scheduler,
+            kv_cost,
             _pulled: pulled,
             loaded: SystemTime::now(),
         })
@@ -154,31 +175,25 @@ impl LoadedEngine {
         self.model.vocab_size()
     }
 
-    /// An empty state for a sequence of at most `max_seq_len` tokens, its memory taken from `memory`.
+    /// What the keys and values of its sequences cost.
+    #[must_use]
+    pub fn kv_cost(&self) -> &Arc<KvCost> {
+        &self.kv_cost
+    }
+
+    /// An empty state for a sequence of at most `max_seq_len` tokens, whose cache takes its memory from `memory` when it
+    /// needs it.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn new_state(&self, max_seq_len: usize, memory: &Arc<KvMemory>) -> Result<SessionState, StateError> {
-        let held = match self.manifest.options.cache {
-            // Inputs of a graph of fixed shapes: as long as the engine allows, whatever the sequence needs.
-            CacheKind::StaticV1 | CacheKind::StaticV2 => self.max_seq_len(),
-            CacheKind::None | CacheKind::InPlace => max_seq_len,
-        };
-        let reservation = memory.reserve(self.memory_plan().kv_bytes(held as u64))?;
-        let cache = self.model.new_cache(max_seq_len)?;
-        Ok(SessionState { cache, tokens: Vec::new(), messages: Vec::new(), reservation })
+    /// [`KvMemoryExhausted`] when so many tokens would not fit the whole memory.
+    pub fn new_state(
+        &self,
+        max_seq_len: usize,
+        memory: &Arc<KvMemory>,
+    ) -> Result<SessionState, KvMemoryExhausted> {
+        let cache = KvCache::new(Arc::clone(&self.kv_cost), max_seq_len, memory)?;
+        Ok(SessionState { cache, tokens: Vec::new(), messages: Vec::new() })
     }
-}
-
-/// Why there is no state for a new sequence.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// No memory for it.
-    #[error(transparent)]
-    Memory(#[from] KvMemoryExhausted),
-    /// The backend refused.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
 }
 
 fn read_text(files: &EngineFiles) -> Result<(Tokenizer, Option<ChatTemplate>), TextError> {

@@ -3,5 +3,5 @@
 mod loaded;
 mod registry;
 
-pub use loaded::{LoadError, LoadedEngine, StateError};
+pub use loaded::{LoadError, LoadedEngine, SharedParts};
 pub use registry::{Engines, FindError, Loaded};

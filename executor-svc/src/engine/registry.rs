@@ -7,21 +7,24 @@ use parking_lot::RwLock;
 use roundhouse_engine::EngineKey;
 use roundhouse_store::{EngineStore, LocalCache, NoProgress};
 
-use super::{LoadError, LoadedEngine};
+use super::{LoadError, LoadedEngine, SharedParts};
+use crate::ExecutorConfig;
 use crate::backends::Backends;
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{PaceLimits, PolicyLimits, SchedulerConfig, StepLimits};
 
 /// Bytes of the logits of a step's prompt tokens: as many as a chunk of a few hundred has in a usual vocabulary.
 const SCORED_LOGITS_BYTES: usize = 64 << 20;
+
+/// The wait that weighs as much as one more of priority.
+const AGEING: Duration = Duration::from_secs(1);
 
 /// The engines of an executor.
 pub struct Engines {
     store: EngineStore,
     cache: LocalCache,
     backends: Backends,
-    step_token_budget: usize,
-    max_generations: usize,
-    stall_timeout: Duration,
+    shared: SharedParts,
+    config: ExecutorConfig,
     /// In the order of their loading.
     loaded: RwLock<Vec<Arc<LoadedEngine>>>,
     /// One load at a time: a second request for an engine that is being loaded finds it.
@@ -72,15 +75,15 @@ impl Engines {
         store: EngineStore,
         cache: LocalCache,
         backends: Backends,
-        config: &crate::ExecutorConfig,
+        shared: SharedParts,
+        config: &ExecutorConfig,
     ) -> Self {
         Self {
             store,
             cache,
             backends,
-            step_token_budget: config.step_token_budget,
-            max_generations: config.max_generations,
-            stall_timeout: config.stall_timeout,
+            shared,
+            config: config.clone(),
             loaded: RwLock::default(),
             loading: tokio::sync::Mutex::default(),
         }
@@ -108,15 +111,22 @@ impl Engines {
         let pulled = self.cache.pull(&self.store, &manifest, &NoProgress).await?;
         let downloaded_bytes = pulled.downloaded_bytes();
         let config = SchedulerConfig {
-            step: crate::scheduler::StepLimits {
-                max_sequences: manifest.options.max_batch_size as usize,
-                max_tokens: self.step_token_budget,
-                max_scored_tokens: max_scored_tokens(manifest.info.vocab_size),
+            policy: PolicyLimits {
+                step: StepLimits {
+                    max_sequences: manifest.options.max_batch_size as usize,
+                    max_tokens: self.config.step_token_budget,
+                    max_scored_tokens: max_scored_tokens(manifest.info.vocab_size),
+                },
+                pace: PaceLimits { of_one_token: self.config.prompt_slowdown, ..PaceLimits::default() },
+                queue_timeout: self.config.queue_timeout,
+                ageing: AGEING,
             },
-            max_generations: self.max_generations,
-            stall_timeout: self.stall_timeout,
+            max_generations: self.config.max_generations,
+            stall_timeout: self.config.stall_timeout,
         };
-        let loading = tokio::task::spawn_blocking(move || LoadedEngine::load(pulled, &*runtime, config));
+        let shared = self.shared.clone();
+        let loading =
+            tokio::task::spawn_blocking(move || LoadedEngine::load(pulled, &*runtime, shared, config));
         let engine = match loading.await {
             Ok(engine) => Arc::new(engine?),
             Err(error) => return Err(LoadError::Panicked(error.to_string())),

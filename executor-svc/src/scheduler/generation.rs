@@ -42,7 +42,7 @@ pub(super) enum Progress {
 }
 
 impl Generation {
-    pub(super) fn new(mut request: Request, tokenizer: Arc<Tokenizer>) -> Self {
+    pub(super) fn new(mut request: Request, tokenizer: Arc<Tokenizer>, submitted: Instant) -> Self {
         let deleted = request.lease.session().map(|session| session.deleted().clone());
         let (prompt_tokens, cached_tokens) =
             request.lease.state().map_or((0, 0), |state| (state.tokens.len(), state.cache.len()));
@@ -56,7 +56,7 @@ impl Generation {
             output_tokens: 0,
             answer: String::new(),
             scores,
-            submitted: Instant::now(),
+            submitted,
             started: None,
             prefilled: None,
             last_token: None,
@@ -102,10 +102,13 @@ impl Generation {
         }
     }
 
-    /// Whether the client has room for a message. Notes since when it has not. The last place is kept for the end: a
-    /// client that is ended because it does not read is still told why, should it read again.
+    /// Whether the client has room for messages. Notes since when it has not: then it has again when half of its buffer is
+    /// free, so that one who reads slowly does not go on and stop with every message. The last place is kept for the end:
+    /// a client that is ended because it does not read is still told why, should it read again.
     pub(super) fn has_room(&mut self, now: Instant) -> bool {
-        let room = self.request.deltas.capacity() > 1;
+        let free = self.request.deltas.capacity();
+        let wanted = if self.stalled.is_some() { self.request.deltas.max_capacity() / 2 } else { 1 };
+        let room = free > wanted;
         self.stalled = if room { None } else { self.stalled.or(Some(now)) };
         room
     }

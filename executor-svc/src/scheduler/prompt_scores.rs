@@ -16,7 +16,7 @@ pub struct PromptLogprobs {
 /// Scores the tokens of one prompt. A row of logits at a position is of the token after it, so the rows that matter end
 /// one before the prompt does and begin one before its first token to be scored.
 pub(super) struct PromptScores {
-    /// The tokens to score, by their places in the history.
+    /// The tokens that are still to be scored, by their places in the history.
     scored: Range<usize>,
     top: usize,
     scorer: Scorer,
@@ -36,7 +36,8 @@ impl PromptScores {
     }
 
     /// The scores of the tokens after these positions that are to be scored, in order. `logits` are those of all of the
-    /// step's positions, `[step, vocab_size]`; `history` is the whole sequence.
+    /// step's positions, `[step, vocab_size]`; `history` is the whole sequence. Each is scored once, even where positions
+    /// are computed again because the cache was dropped.
     pub(super) fn score(
         &mut self,
         step: &Range<usize>,
@@ -50,6 +51,7 @@ impl PromptScores {
                 scores.push(self.scorer.score(row, token, self.top)?);
             }
         }
+        self.scored.start = self.scored.start.max(step.end + 1).min(self.scored.end);
         Ok(scores)
     }
 }
@@ -74,11 +76,12 @@ mod tests {
         let mut start = cached;
         while start < history.len() {
             let step = start..history.len().min(start + chunk);
-            let of_step = match scores.needs(&step) {
+            let needed = scores.needs(&step);
+            let of_step = match needed {
                 true => scores.score(&step, &logits(&step), history).unwrap(),
                 false => Vec::new(),
             };
-            assert_eq!(scores.needs(&step), !of_step.is_empty(), "{step:?}");
+            assert_eq!(needed, !of_step.is_empty(), "{step:?}");
             all.extend(of_step);
             start = step.end;
         }
@@ -114,6 +117,17 @@ mod tests {
         for chunk in 1..12 {
             assert_eq!(scores(&mut PromptScores::new(asked, 12), &history, 0, chunk), cached);
         }
+    }
+
+    #[test]
+    fn what_is_computed_again_is_not_scored_again() {
+        let history: Vec<u32> = (0..12).map(|place| place % 5).collect();
+        let asked = PromptLogprobs { first: 0, top: 0 };
+        let whole = scores(&mut PromptScores::new(asked, 12), &history, 0, 12);
+        let mut interrupted = PromptScores::new(asked, 12);
+        let mut found = interrupted.score(&(0..5), &logits(&(0..5)), &history).unwrap();
+        found.extend(scores(&mut interrupted, &history, 0, 12));
+        assert_eq!(found, whole);
     }
 
     #[test]

@@ -11,12 +11,16 @@ use roundhouse_text::{Detokenizer, StopMatcher};
 use tokio::sync::mpsc;
 
 use super::prompt_scores::PromptLogprobs;
-use crate::session::Lease;
+use crate::session::{KvMemoryExhausted, Lease};
 
 /// What a generation was asked for.
 pub struct Request {
     /// For logs.
     pub id: String,
+    /// Whose it is: tenants get equal parts of the machine.
+    pub tenant: String,
+    /// Higher goes first.
+    pub priority: i32,
     /// The history and cache. The history already holds the new prompt, at least one token of which is not in the
     /// cache.
     pub lease: Lease,
@@ -152,6 +156,12 @@ pub enum GenerateError {
     /// The client read nothing.
     #[error("the client read nothing for {0:?}")]
     ClientStalled(Duration),
+    /// No step began in time.
+    #[error("it waited {0:?} for its first step, which is the limit")]
+    QueueTimeout(Duration),
+    /// Its keys and values do not fit the memory even alone.
+    #[error(transparent)]
+    Memory(KvMemoryExhausted),
     /// Its session was deleted.
     #[error("the session was deleted")]
     SessionDeleted,

@@ -1,160 +1,71 @@
-//! The thread that runs an engine's generations.
+//! The thread that runs an engine's generations: does what the policy says.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, Model, Sequence};
-use roundhouse_text::Tokenizer;
+use roundhouse_backend::{BackendError, Sequence};
 
 use super::generation::{Generation, Progress};
-use super::policy::{Candidate, Share, StepLimits, plan};
-use super::{GenerateError, Request};
+use super::handle::{SchedulerConfig, SchedulerParts, Shared, Submitted};
+use super::output::{self, Output};
+use super::{Candidate, GenerateError, Memory, Plan, Policy, Refusal, Share, Status, TenantId};
+use crate::session::KvMemoryExhausted;
 
-/// How often a scheduler whose clients all have no room looks whether one has.
-const STALLED_POLL: Duration = Duration::from_millis(5);
+/// How often a scheduler none of whose generations can go on looks whether one can: their clients have no room, or
+/// others have the memory.
+const BLOCKED_POLL: Duration = Duration::from_millis(5);
+/// Threads that choose tokens.
+const MAX_OUTPUT_THREADS: usize = 8;
 
-/// The bounds of a scheduler.
-#[derive(Debug, Clone, Copy)]
-pub struct SchedulerConfig {
-    /// The bounds of a step.
-    pub step: StepLimits,
-    /// Generations that run or wait at a time.
-    pub max_generations: usize,
-    /// How long a client may leave its stream unread.
-    pub stall_timeout: Duration,
-}
-
-/// A request that was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// Too many run and wait.
-    #[error("{limit} generations are running or waiting, which is the limit")]
-    Full {
-        /// The limit.
-        limit: usize,
-    },
-    /// The engine is being unloaded.
-    #[error("the engine is being unloaded")]
-    Stopped,
-}
-
-/// How busy a scheduler is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Load {
-    /// Generations that were in the last step.
-    pub running: usize,
-    /// Generations that were not.
-    pub waiting: usize,
-}
-
-/// The way to the thread that runs an engine's generations. Dropping it ends them and the thread.
-pub struct Scheduler {
-    requests: Option<SyncSender<Request>>,
-    counters: Arc<Counters>,
-    limit: usize,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-#[derive(Default)]
-struct Counters {
-    /// Submitted and not ended.
-    generations: AtomicUsize,
-    /// In the last step.
-    running: AtomicUsize,
-}
-
-impl Scheduler {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start(
-        model: Arc<dyn Model>,
-        tokenizer: Arc<Tokenizer>,
-        config: SchedulerConfig,
-    ) -> std::io::Result<Self> {
-        let (sender, requests) = sync_channel(config.max_generations.max(1));
-        let counters = Arc::new(Counters::default());
-        let worker = Worker {
-            model,
-            tokenizer,
-            config,
-            requests,
-            counters: Arc::clone(&counters),
-            active: Vec::new(),
-            logits: Vec::new(),
-            first: 0,
-        };
-        let thread = std::thread::Builder::new().name("scheduler".to_owned()).spawn(move || worker.run())?;
-        Ok(Self {
-            requests: Some(sender),
-            counters,
-            limit: config.max_generations.max(1),
-            thread: Mutex::new(Some(thread)),
-        })
-    }
-
-    /// Hands over a request.
-    ///
-    /// # Errors
-    /// [`SubmitError`]; the request is dropped, which returns what it held.
-    pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
-        let requests = self.requests.as_ref().ok_or(SubmitError::Stopped)?;
-        let counted = self.counters.generations.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-            (count < self.limit).then_some(count + 1)
-        });
-        if counted.is_err() {
-            return Err(SubmitError::Full { limit: self.limit });
-        }
-        requests.try_send(request).map_err(|error| {
-            self.counters.generations.fetch_sub(1, Ordering::AcqRel);
-            match error {
-                TrySendError::Full(_) => SubmitError::Full { limit: self.limit },
-                TrySendError::Disconnected(_) => SubmitError::Stopped,
-            }
-        })
-    }
-
-    /// How busy it is.
-    #[must_use]
-    pub fn load(&self) -> Load {
-        let generations = self.counters.generations.load(Ordering::Acquire);
-        let running = self.counters.running.load(Ordering::Acquire).min(generations);
-        Load { running, waiting: generations - running }
-    }
-}
-
-impl Drop for Scheduler {
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the scheduler's thread had panicked");
-        }
-    }
-}
-
-struct Worker {
-    model: Arc<dyn Model>,
-    tokenizer: Arc<Tokenizer>,
+pub(super) struct Worker {
+    parts: SchedulerParts,
     config: SchedulerConfig,
-    requests: Receiver<Request>,
-    counters: Arc<Counters>,
-    active: Vec<Generation>,
+    policy: Policy,
+    requests: Receiver<Submitted>,
+    shared: Arc<Shared>,
+    active: Vec<Active>,
     /// Buffers for logits, one a sequence of a step.
     logits: Vec<Vec<f32>>,
-    /// Whose turn it is to be first.
-    first: usize,
+    next_id: u64,
+    output_threads: usize,
+}
+
+/// A generation, and what the policy wants to know of it.
+struct Active {
+    generation: Generation,
+    id: u64,
+    tenant: TenantId,
+    priority: i32,
+    submitted: Instant,
+    status: Status,
+    has_ended: bool,
 }
 
 impl Worker {
-    fn run(mut self) {
+    pub(super) fn new(
+        parts: SchedulerParts,
+        config: SchedulerConfig,
+        requests: Receiver<Submitted>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            policy: Policy::new(config.policy, Arc::clone(&parts.kv_cost)),
+            parts,
+            config,
+            requests,
+            shared,
+            active: Vec::new(),
+            logits: Vec::new(),
+            next_id: 0,
+            output_threads: processors.min(MAX_OUTPUT_THREADS),
+        }
+    }
+
+    pub(super) fn run(mut self) {
         while self.receive() {
             self.step();
         }
@@ -164,131 +75,228 @@ impl Worker {
     /// Takes new requests; waits for one when there is nothing to do. False when there will be no more.
     fn receive(&mut self) -> bool {
         if self.active.is_empty() {
-            self.counters.running.store(0, Ordering::Release);
+            self.shared.running.store(0, Ordering::Release);
             match self.requests.recv() {
-                Ok(request) => self.admit(request),
+                Ok(request) => self.take(request),
                 Err(_closed) => return false,
             }
         }
         loop {
             match self.requests.try_recv() {
-                Ok(request) => self.admit(request),
+                Ok(request) => self.take(request),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    fn admit(&mut self, request: Request) {
-        self.active.push(Generation::new(request, Arc::clone(&self.tokenizer)));
+    fn take(&mut self, submitted: Submitted) {
+        let Submitted { request, at } = submitted;
+        self.active.push(Active {
+            id: self.next_id,
+            tenant: TenantId::of(&request.tenant),
+            priority: request.priority,
+            submitted: at,
+            status: Status::Queued,
+            has_ended: false,
+            generation: Generation::new(request, Arc::clone(&self.parts.tokenizer), at),
+        });
+        self.next_id += 1;
     }
 
     fn step(&mut self) {
-        let now = Instant::now();
+        let began = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let running_step = shared.step.begin(began);
         let stall_timeout = self.config.stall_timeout;
-        self.retire(|generation| generation.check(now, stall_timeout));
-        let candidates: Vec<Candidate> = self
-            .active
-            .iter_mut()
-            .map(|generation| Candidate {
-                pending: generation.pending(),
-                ready: generation.has_room(now),
-                scored: generation.is_scored(),
-            })
-            .collect();
-        let shares = plan(&candidates, self.first, self.config.step);
-        self.counters.running.store(shares.len(), Ordering::Release);
-        self.first = self.first.wrapping_add(shares.len()) % self.active.len().max(1);
+        self.retire(|generation| generation.check(began, stall_timeout));
+        let plan = self.plan(began);
+        self.make_room(&plan);
+        let shares = self.reserve(&plan.shares);
+        shared.running.store(shares.len(), Ordering::Release);
         if shares.is_empty() {
-            if !self.active.is_empty() {
-                self.wait_for_room();
+            drop(running_step);
+            // What the plan has ended or dropped may be what others wait for.
+            if plan.dropped.is_empty() && plan.refused.is_empty() && !self.active.is_empty() {
+                self.wait();
             }
             return;
         }
-        match self.forward(&shares) {
-            Ok(()) => self.advance(&shares),
-            Err(error) => {
-                tracing::error!(%error, sequences = shares.len(), "a step failed");
-                let error = Arc::new(error);
-                let mut failed = vec![false; self.active.len()];
-                shares.iter().for_each(|share| failed[share.index] = true);
-                let mut failed = failed.into_iter();
-                self.retire(|generation| match failed.next() {
-                    Some(true) => generation.fail(GenerateError::Model(Arc::clone(&error))),
-                    _ => Progress::Running,
-                });
+        let prepared = Instant::now();
+        let outcome = self.forward(&shares, prepared);
+        let computed = Instant::now();
+        match outcome {
+            Ok(()) => {
+                let tokens = shares.iter().map(|share| share.tokens).sum();
+                self.policy.observe(tokens, computed - prepared);
+                self.advance(&shares, computed);
+            }
+            Err(error) => self.fail(&shares, error),
+        }
+        let answered = Instant::now();
+        self.retire(|_| Progress::Running);
+        shared.output.note(answered - computed);
+        shared.overhead.note((prepared - began) + answered.elapsed());
+    }
+
+    fn plan(&mut self, now: Instant) -> Plan {
+        let candidates: Vec<Candidate> = self.active.iter_mut().map(|active| active.candidate(now)).collect();
+        let memory = &self.parts.memory;
+        let (total, used) = (memory.total(), memory.used());
+        let view = Memory { free: total.saturating_sub(used), idle: memory.idle(), total };
+        self.policy.plan(&candidates, view)
+    }
+
+    /// Ends who is refused and drops the caches that others need the memory of. Keeps everyone's place.
+    fn make_room(&mut self, plan: &Plan) {
+        for &(index, refusal) in &plan.refused {
+            let error = match refusal {
+                Refusal::QueueTimeout => GenerateError::QueueTimeout(self.config.policy.queue_timeout),
+                Refusal::TooLarge { wanted } => {
+                    let (used, total) = (self.parts.memory.used(), self.parts.memory.total());
+                    GenerateError::Memory(KvMemoryExhausted { wanted, used, total })
+                }
+            };
+            let active = &mut self.active[index];
+            active.has_ended = matches!(active.generation.fail(error), Progress::Ended);
+        }
+        if plan.drop_idle > 0 {
+            let freed = self.parts.sessions.drop_idle_caches(plan.drop_idle);
+            tracing::debug!(freed, wanted = plan.drop_idle, "dropped idle sessions' caches");
+        }
+        for &index in &plan.dropped {
+            let active = &mut self.active[index];
+            let bytes = active.generation.state().map_or(0, |state| state.cache.clear());
+            tracing::debug!(request = active.generation.id(), bytes, "its cache was taken for others");
+            if active.status == Status::Running {
+                active.status = Status::Preempted;
+                self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
             }
         }
     }
 
-    /// Every client has no room: waits a little, or for a new request.
-    fn wait_for_room(&mut self) {
-        match self.requests.recv_timeout(STALLED_POLL) {
-            Ok(request) => self.admit(request),
-            Err(RecvTimeoutError::Timeout) => {}
-            // Nothing to wait for: the next `receive` sees it too.
-            Err(RecvTimeoutError::Disconnected) => {}
+    /// Reserves the memory of a step; what it can have. Another engine can have been faster: then a sequence stays as it is
+    /// until the next plan, which sees what is left.
+    fn reserve(&mut self, shares: &[Share]) -> Vec<Share> {
+        let mut reserved = Vec::with_capacity(shares.len());
+        for &share in shares {
+            let active = &mut self.active[share.index];
+            let Some(state) = active.generation.state() else { continue };
+            let has_memory = state.cache.reserve(share.reserve);
+            match has_memory.map(|()| state.cache.open(&*self.parts.model).map(|_| ())) {
+                Ok(Ok(())) => {
+                    active.status = Status::Running;
+                    reserved.push(share);
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(%error, request = active.generation.id(), "a cache could not be made");
+                    let ended = active.generation.fail(GenerateError::Model(Arc::new(error)));
+                    active.has_ended = matches!(ended, Progress::Ended);
+                }
+                Err(error) => tracing::debug!(%error, request = active.generation.id(), "no memory yet"),
+            }
+        }
+        reserved
+    }
+
+    /// Nobody can go on: waits a little, or for a new request.
+    fn wait(&mut self) {
+        // That there will be no more requests is seen by the next `receive`.
+        if let Ok(request) = self.requests.recv_timeout(BLOCKED_POLL) {
+            self.take(request);
         }
     }
 
-    fn forward(&mut self, shares: &[Share]) -> Result<(), BackendError> {
-        let now = Instant::now();
-        let mut chosen: Vec<Option<usize>> = vec![None; self.active.len()];
-        for share in shares {
-            chosen[share.index] = Some(share.tokens);
-        }
+    fn forward(&mut self, shares: &[Share], now: Instant) -> Result<(), BackendError> {
         self.logits.resize_with(self.logits.len().max(shares.len()), Vec::new);
+        let chosen = by_place(shares, self.active.len());
         let mut batch = Vec::with_capacity(shares.len());
         let mut buffers = self.logits.iter_mut();
-        for (generation, tokens) in self.active.iter_mut().zip(chosen) {
-            let (Some(tokens), Some(logits)) = (tokens, tokens.and_then(|_| buffers.next())) else {
-                continue;
-            };
+        for (active, tokens) in self.active.iter_mut().zip(chosen) {
+            let Some((tokens, logits)) = tokens.zip(tokens.and_then(|_| buffers.next())) else { continue };
+            let generation = &mut active.generation;
             generation.begin_step(now);
             let request = generation.logits_request(tokens);
             let Some(state) = generation.state() else { continue };
             let cached = state.cache.len();
-            batch.push(Sequence {
-                tokens: &state.tokens[cached..cached + tokens],
-                cache: state.cache.as_mut(),
-                request,
-                logits,
-            });
+            let Some(cache) = state.cache.get() else { continue };
+            batch.push(Sequence { tokens: &state.tokens[cached..cached + tokens], cache, request, logits });
         }
         // A fault of a kernel ends the generations of this step with an error, and no others.
-        let step = catch_unwind(AssertUnwindSafe(|| self.model.forward(&mut batch)));
+        let step = catch_unwind(AssertUnwindSafe(|| self.parts.model.forward(&mut batch)));
         step.unwrap_or_else(|_| {
             Err(BackendError::Device { backend: "scheduler", what: "the step ended abnormally".to_owned() })
         })
     }
 
-    fn advance(&mut self, shares: &[Share]) {
-        let now = Instant::now();
-        let mut chosen: Vec<Option<usize>> = vec![None; self.active.len()];
-        for share in shares {
-            chosen[share.index] = Some(share.tokens);
-        }
-        let mut logits = std::mem::take(&mut self.logits);
-        let mut buffers = logits.iter_mut();
-        let mut parts = chosen.into_iter();
-        self.retire(|generation| {
-            let Some(Some(tokens)) = parts.next() else { return Progress::Running };
-            let Some(buffer) = buffers.next() else { return Progress::Running };
-            generation.advance(buffer, tokens, now)
+    /// Takes the generations of a step on by its logits.
+    fn advance(&mut self, shares: &[Share], now: Instant) {
+        let chosen = by_place(shares, self.active.len());
+        let mut buffers = self.logits.iter_mut();
+        let outputs = self.active.iter_mut().zip(chosen).filter_map(|(active, tokens)| {
+            let tokens = tokens?;
+            let Active { generation, has_ended, .. } = active;
+            Some(Output { generation, logits: buffers.next()?, tokens, has_ended })
         });
+        output::advance(outputs.collect(), self.output_threads, now);
         // What the rows of a prompt took goes back, or each buffer would come to be as long as a whole chunk's.
-        let row = self.model.vocab_size();
-        for buffer in &mut logits {
+        let row = self.parts.model.vocab_size();
+        for buffer in &mut self.logits {
             buffer.clear();
             buffer.shrink_to(row);
         }
-        self.logits = logits;
     }
 
-    /// Drops every generation that `decide` ends: its lease, its stream and its count.
+    /// Ends the generations of a step that failed.
+    fn fail(&mut self, shares: &[Share], error: BackendError) {
+        tracing::error!(%error, sequences = shares.len(), "a step failed");
+        let error = Arc::new(error);
+        for share in shares {
+            let active = &mut self.active[share.index];
+            let ended = active.generation.fail(GenerateError::Model(Arc::clone(&error)));
+            active.has_ended = matches!(ended, Progress::Ended);
+        }
+    }
+
+    /// Drops every generation that has ended or that `decide` ends: its lease, its stream and its count.
     fn retire(&mut self, mut decide: impl FnMut(&mut Generation) -> Progress) {
         let before = self.active.len();
-        self.active.retain_mut(|generation| matches!(decide(generation), Progress::Running));
-        self.counters.generations.fetch_sub(before - self.active.len(), Ordering::AcqRel);
+        self.active.retain_mut(|active| {
+            !active.has_ended && matches!(decide(&mut active.generation), Progress::Running)
+        });
+        self.shared.generations.fetch_sub(before - self.active.len(), Ordering::AcqRel);
     }
+}
+
+impl Active {
+    fn candidate(&mut self, now: Instant) -> Candidate {
+        let generation = &mut self.generation;
+        let (pending, ready, scored) =
+            (generation.pending(), generation.has_room(now), generation.is_scored());
+        let cache = generation.state().map(|state| &state.cache);
+        let (cached, capacity, held) =
+            cache.map_or((0, 0, 0), |cache| (cache.len(), cache.capacity(), cache.reserved()));
+        Candidate {
+            id: self.id,
+            tenant: self.tenant,
+            priority: self.priority,
+            age: now.saturating_duration_since(self.submitted),
+            status: self.status,
+            cached,
+            pending,
+            capacity,
+            held,
+            ready,
+            scored,
+        }
+    }
+}
+
+/// The tokens of each place's share; `None` where there is none.
+fn by_place(shares: &[Share], places: usize) -> Vec<Option<usize>> {
+    let mut tokens = vec![None; places];
+    for share in shares {
+        tokens[share.index] = Some(share.tokens);
+    }
+    tokens
 }

@@ -12,13 +12,15 @@ use roundhouse_proto::executor::{
     ListEnginesRequest, ListEnginesResponse, ListSessionsRequest, ListSessionsResponse, LoadEngineRequest,
     LoadEngineResponse, Session, TokenizeRequest, TokenizeResponse, UnloadEngineRequest, tokenize_request,
 };
-use roundhouse_rpc::{Failure, deadline, reason};
+use roundhouse_rpc::{Failure, reason};
 use roundhouse_telemetry::peak_memory_bytes;
 use roundhouse_text::RenderOptions;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
 use tonic::{Code, Request, Response, Status};
 
+use super::caller::Caller;
+use super::until::Until;
 use super::{ExecutorService, convert, failure};
 
 const DEFAULT_PAGE_SIZE: usize = 100;
@@ -73,11 +75,12 @@ impl Executor for ExecutorService {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let deadline = deadline(request.metadata());
+        let caller = Caller::of(request.metadata())?;
+        let deadline = caller.deadline;
         let service = self.clone();
         let message = request.into_inner();
         // Templates and tokenizers take milliseconds for long inputs.
-        let starting = tokio::task::spawn_blocking(move || service.start(message, deadline));
+        let starting = tokio::task::spawn_blocking(move || service.start(message, caller));
         let started = starting
             .await
             .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
@@ -90,7 +93,7 @@ impl Executor for ExecutorService {
             Ok(delta) => Ok(convert::response(&started.request_id, index, delta)),
             Err(error) => Err(failure::of_generate(&error).into()),
         });
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(Box::pin(Until::new(stream, deadline))))
     }
 
     async fn create_session(
@@ -117,7 +120,8 @@ impl Executor for ExecutorService {
                 .into());
             }
         };
-        let state = engine.new_state(max_seq_len, &self.memory).map_err(|error| failure::of_state(&error))?;
+        let state =
+            engine.new_state(max_seq_len, &self.memory).map_err(|error| failure::of_memory(&error))?;
         let key = engine.manifest().key.clone();
         let session =
             self.sessions.create(key, state, idle_timeout).map_err(|error| failure::of_session(&error))?;
@@ -213,11 +217,15 @@ impl Executor for ExecutorService {
 
     async fn get_load(&self, _request: Request<GetLoadRequest>) -> Result<Response<GetLoadResponse>, Status> {
         let engines = self.engines.list();
-        let (mut running, mut waiting) = (0, 0);
+        let (mut running, mut waiting, mut preemptions) = (0, 0, 0);
+        let (mut overhead, mut output) = (Duration::ZERO, Duration::ZERO);
         for engine in &engines {
             let load = engine.scheduler().load();
             running += load.running;
             waiting += load.waiting;
+            preemptions += load.preemptions;
+            overhead = overhead.max(load.overhead_p99);
+            output = output.max(load.output_p99);
         }
         // Caches of the longest kind that would still fit, beside those that there are.
         let largest = engines.iter().map(|engine| engine.memory_plan().kv_bytes(engine.max_seq_len() as u64));
@@ -232,6 +240,11 @@ impl Executor for ExecutorService {
             kv_bytes_used: self.memory.used(),
             kv_bytes_total: self.memory.total(),
             peak_memory_bytes: peak_memory_bytes(),
+            kv_bytes_idle: self.memory.idle(),
+            preemptions,
+            scheduler_overhead_p99_us: convert::micros(overhead),
+            output_p99_us: convert::micros(output),
+            problems: self.problems(),
             runtimes: self.engines.backends().found().iter().filter_map(convert::runtime).collect(),
         }))
     }

@@ -10,9 +10,9 @@ use roundhouse_store::StoreError;
 use roundhouse_text::TextError;
 use tonic::Code;
 
-use crate::engine::{FindError, LoadError, StateError};
+use crate::engine::{FindError, LoadError};
 use crate::scheduler::{GenerateError, SubmitError};
-use crate::session::SessionError;
+use crate::session::{KvMemoryExhausted, SessionError};
 
 /// How long a caller that met a full executor should wait.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
@@ -91,17 +91,11 @@ fn of_backend(error: &BackendError) -> Failure {
     }
 }
 
-pub(super) fn of_state(error: &StateError) -> Failure {
-    match error {
-        StateError::Memory(error) => {
-            Failure::new(Code::ResourceExhausted, reason::KV_MEMORY_EXHAUSTED, error.to_string())
-                .with("wanted_bytes", error.wanted)
-                .with("used_bytes", error.used)
-                .with("total_bytes", error.total)
-                .retry_after(BUSY_RETRY)
-        }
-        StateError::Backend(error) => of_backend(error),
-    }
+pub(super) fn of_memory(error: &KvMemoryExhausted) -> Failure {
+    Failure::new(Code::ResourceExhausted, reason::KV_MEMORY_EXHAUSTED, error.to_string())
+        .with("wanted_bytes", error.wanted)
+        .with("used_bytes", error.used)
+        .with("total_bytes", error.total)
 }
 
 pub(super) fn of_session(error: &SessionError) -> Failure {
@@ -175,6 +169,10 @@ pub(super) fn of_generate(error: &GenerateError) -> Failure {
         GenerateError::DeadlineExceeded { .. } => {
             Failure::new(Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED, message)
         }
+        GenerateError::QueueTimeout(_) => {
+            Failure::new(Code::ResourceExhausted, reason::QUEUE_TIMEOUT, message).retry_after(BUSY_RETRY)
+        }
+        GenerateError::Memory(error) => of_memory(error),
         GenerateError::ClientStalled(_) => Failure::new(Code::Aborted, reason::CLIENT_STALLED, message),
         GenerateError::SessionDeleted => Failure::new(Code::Aborted, reason::SESSION_NOT_FOUND, message),
         GenerateError::Unloaded => {

@@ -1,7 +1,6 @@
 //! A Generate call, from its message to a request in the scheduler.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use roundhouse_guided::TokenGuide;
 use roundhouse_proto::executor::{GenerateRequest, generate_request};
@@ -11,6 +10,7 @@ use tokio::sync::mpsc;
 use tonic::Code;
 use uuid::Uuid;
 
+use super::caller::Caller;
 use super::options::Options;
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
@@ -21,6 +21,8 @@ use crate::session::{Lease, Session, SessionState};
 const DELTA_BUFFER: usize = 64;
 /// The longest request ID in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Priorities are from its negative to it: each one is worth a wait, and so nothing waits longer than all of them.
+const MAX_PRIORITY: i32 = 10;
 /// Tokens of the prompt that the detokenizer sees before the first output: enough for the longest character and for a
 /// word's leading space.
 const DETOKENIZER_CONTEXT: usize = 8;
@@ -70,11 +72,7 @@ fn echo(engine: &LoadedEngine, prompt: &Prompt, options: &Options) -> Result<Ech
 impl ExecutorService {
     /// Checks a call and hands it to its engine's scheduler. Everything that the caller can have got wrong is found
     /// here, before the stream begins.
-    pub(super) fn start(
-        &self,
-        message: GenerateRequest,
-        deadline: Option<Instant>,
-    ) -> Result<Started, Failure> {
+    pub(super) fn start(&self, message: GenerateRequest, caller: Caller) -> Result<Started, Failure> {
         let session = message.session_id.as_deref().map(|id| self.sessions.get(id)).transpose();
         let session = session.map_err(|error| failure::of_session(&error))?;
         let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
@@ -85,6 +83,7 @@ impl ExecutorService {
             return Err(Failure::invalid_field("sampling.n", message));
         }
         let request_id = request_id(message.request_id)?;
+        let priority = priority(message.priority)?;
         let cancellation = Cancellation::default();
         let claim = self
             .requests
@@ -138,6 +137,8 @@ impl ExecutorService {
             }
             let request = Request {
                 id: request_id.clone(),
+                tenant: caller.tenant.clone(),
+                priority,
                 // A prompt that is only scored has no answer that would join the conversation.
                 is_chat: !state.messages.is_empty() && options.max_tokens != Some(0),
                 lease,
@@ -148,7 +149,7 @@ impl ExecutorService {
                 stop_strings: options.stop_strings.clone(),
                 guide: guide.map_err(|error| failure::of_guide(&error))?,
                 limits: options.limits.clone(),
-                deadline,
+                deadline: caller.deadline,
                 cancellation: cancellation.clone(),
                 guard: Box::new(Arc::clone(&claim)),
                 deltas: sender,
@@ -180,9 +181,12 @@ impl ExecutorService {
     /// A state for one request alone, no longer than it can need.
     fn ephemeral(&self, engine: &LoadedEngine, prompt: usize, new: Option<usize>) -> Result<Lease, Failure> {
         check_length(prompt, prompt + usize::from(new != Some(0)), engine.max_seq_len())?;
-        let wanted = new.map_or(usize::MAX, |new| prompt.saturating_add(new));
-        let state = engine.new_state(wanted.min(engine.max_seq_len()), &self.memory);
-        Ok(Lease::ephemeral(state.map_err(|error| failure::of_state(&error))?))
+        let limit = engine.max_seq_len();
+        // Who does not say how much it wants gets what there is.
+        let unbounded = || engine.kv_cost().tokens_in(self.memory.total(), limit).max(prompt + 1);
+        let wanted = new.map_or_else(unbounded, |new| prompt.saturating_add(new));
+        let state = engine.new_state(wanted.min(limit), &self.memory);
+        Ok(Lease::ephemeral(state.map_err(|error| failure::of_memory(&error))?))
     }
 }
 
@@ -262,6 +266,16 @@ fn request_id(given: Option<String>) -> Result<String, Failure> {
             format!("request_id has {} bytes: expected 1 to {MAX_REQUEST_ID_BYTES}", id.len()),
         )),
         Some(id) => Ok(id),
+    }
+}
+
+fn priority(given: Option<i32>) -> Result<i32, Failure> {
+    match given.unwrap_or_default() {
+        priority if priority.abs_diff(0) <= MAX_PRIORITY.abs_diff(0) => Ok(priority),
+        priority => {
+            let message = format!("priority is {priority}: expected {} to {MAX_PRIORITY}", -MAX_PRIORITY);
+            Err(Failure::invalid_field("priority", message))
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! The gRPC surface of the executor.
 
+mod caller;
 mod convert;
 mod executor;
 mod failure;
 mod generate;
 mod options;
 mod requests;
+mod until;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +23,7 @@ use tonic::service::Routes;
 
 use crate::ExecutorConfig;
 use crate::backends::Backends;
-use crate::engine::{Engines, Loaded};
+use crate::engine::{Engines, Loaded, SharedParts};
 use crate::session::{KvMemory, Sessions};
 use requests::Requests;
 
@@ -58,13 +61,24 @@ impl ExecutorService {
     /// # Errors
     /// When the store or the cache cannot be used. A backend that cannot be is no error: loading its engine is.
     pub async fn open(config: ExecutorConfig) -> Result<Self, OpenError> {
+        Self::open_with(config, Backends::open).await
+    }
+
+    /// As [`ExecutorService::open`], with other backends than this program knows.
+    ///
+    /// # Errors
+    /// As [`ExecutorService::open`].
+    pub async fn open_with(
+        config: ExecutorConfig,
+        backends: impl FnOnce(&ExecutorConfig) -> Backends + Send + 'static,
+    ) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
         let opening = {
             let (folder, limits) =
                 (config.cache_dir.clone(), CacheLimits { max_bytes: config.cache_limit_bytes });
             let config = config.clone();
             tokio::task::spawn_blocking(move || {
-                Ok::<_, StoreError>((LocalCache::open(folder, limits)?, Backends::open(&config)))
+                Ok::<_, StoreError>((LocalCache::open(folder, limits)?, backends(&config)))
             })
         };
         let (cache, backends) = opening.await.map_err(OpenError::Panicked)??;
@@ -74,10 +88,14 @@ impl ExecutorService {
                 Err(reason) => tracing::info!(backend = %found.backend, reason, "backend unavailable"),
             }
         }
-        let service = Self {
-            engines: Arc::new(Engines::new(store, cache, backends, &config)),
-            sessions: Arc::new(Sessions::new(config.max_sessions)),
+        let shared = SharedParts {
             memory: KvMemory::new(config.kv_memory_bytes),
+            sessions: Arc::new(Sessions::new(config.max_sessions)),
+        };
+        let service = Self {
+            engines: Arc::new(Engines::new(store, cache, backends, shared.clone(), &config)),
+            sessions: shared.sessions,
+            memory: shared.memory,
             requests: Arc::default(),
             config: Arc::new(config),
             stopped: CancellationToken::new(),

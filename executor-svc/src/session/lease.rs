@@ -2,21 +2,18 @@
 
 use std::sync::Arc;
 
-use roundhouse_backend::Cache;
 use roundhouse_text::ChatMessage;
 
-use super::{KvReservation, Session};
+use super::{KvCache, Session};
 
 /// What a session holds between its generations.
 pub struct SessionState {
     /// Its keys and values: of a prefix of `tokens`.
-    pub cache: Box<dyn Cache>,
+    pub cache: KvCache,
     /// Every token so far, prompts and outputs.
     pub tokens: Vec<u32>,
     /// The conversation so far, where turns came as messages.
     pub messages: Vec<ChatMessage>,
-    /// The cache's place in the memory budget.
-    pub reservation: KvReservation,
 }
 
 /// A [`SessionState`] for as long as a generation runs. Dropping it, however the generation ended, returns the state

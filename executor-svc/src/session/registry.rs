@@ -16,7 +16,6 @@ pub struct Session {
     id: String,
     engine: EngineKey,
     capacity: usize,
-    kv_bytes: u64,
     idle_timeout: Duration,
     created: SystemTime,
     sequence: u64,
@@ -30,6 +29,8 @@ struct Slot {
     state: Option<SessionState>,
     /// Tokens when it was last here.
     num_tokens: usize,
+    /// Bytes of its cache when it was last here.
+    kv_bytes: u64,
     last_used: Instant,
 }
 
@@ -44,7 +45,7 @@ pub struct SessionInfo {
     pub num_tokens: usize,
     /// Tokens it can hold.
     pub capacity: usize,
-    /// Bytes of its cache.
+    /// Bytes that its cache holds; of a busy one, when its generation began.
     pub kv_bytes: u64,
     /// Whether a generation runs in it.
     pub busy: bool,
@@ -102,19 +103,37 @@ impl Session {
     /// [`SessionError::Busy`] when another one has it.
     pub fn lease(self: &Arc<Self>) -> Result<Lease, SessionError> {
         let mut slot = self.slot.lock();
-        let state = slot.state.take().ok_or_else(|| SessionError::Busy { id: self.id.clone() })?;
+        let mut state = slot.state.take().ok_or_else(|| SessionError::Busy { id: self.id.clone() })?;
         slot.num_tokens = state.tokens.len();
+        slot.kv_bytes = state.cache.reserved();
+        state.cache.set_idle(false);
         Ok(Lease::of_session(state, Arc::clone(self)))
     }
 
-    pub(super) fn give_back(&self, state: SessionState) {
+    pub(super) fn give_back(&self, mut state: SessionState) {
         let mut slot = self.slot.lock();
         slot.last_used = Instant::now();
         slot.num_tokens = state.tokens.len();
+        slot.kv_bytes = state.cache.reserved();
         // A deleted session's memory is free as soon as its generation is over.
         if !self.deleted.is_cancelled() {
+            state.cache.set_idle(true);
             slot.state = Some(state);
         }
+    }
+
+    /// Drops the cache, unless a generation runs in it; how many bytes that gave. The next generation computes the
+    /// history again.
+    fn drop_idle_cache(&self) -> u64 {
+        let mut slot = self.slot.lock();
+        slot.kv_bytes = if slot.state.is_some() { 0 } else { slot.kv_bytes };
+        slot.state.as_mut().map_or(0, |state| state.cache.clear())
+    }
+
+    /// Since when no generation runs in it, and the bytes that its cache holds meanwhile; `None` while busy.
+    fn idle_cache(&self) -> Option<(Instant, u64)> {
+        let slot = self.slot.lock();
+        slot.state.as_ref().map(|state| (slot.last_used, state.cache.reserved()))
     }
 
     /// What callers see of it.
@@ -128,7 +147,7 @@ impl Session {
             engine: self.engine.clone(),
             num_tokens: slot.num_tokens,
             capacity: self.capacity,
-            kv_bytes: self.kv_bytes,
+            kv_bytes: slot.kv_bytes,
             busy,
             created: self.created,
             expires: SystemTime::now() + self.idle_timeout.saturating_sub(idle),
@@ -174,9 +193,10 @@ impl Sessions {
     pub fn create(
         &self,
         engine: EngineKey,
-        state: SessionState,
+        mut state: SessionState,
         idle_timeout: Duration,
     ) -> Result<Arc<Session>, SessionError> {
+        state.cache.set_idle(true);
         let mut inner = self.inner.lock();
         if inner.by_id.len() >= self.limit {
             return Err(SessionError::TooMany { limit: self.limit });
@@ -188,13 +208,13 @@ impl Sessions {
             id: Uuid::new_v4().simple().to_string(),
             engine,
             capacity: state.cache.capacity(),
-            kv_bytes: state.reservation.bytes(),
             idle_timeout,
             created: SystemTime::now(),
             sequence,
             deleted: CancellationToken::new(),
             slot: Mutex::new(Slot {
                 num_tokens: state.tokens.len(),
+                kv_bytes: state.cache.reserved(),
                 state: Some(state),
                 last_used: Instant::now(),
             }),
@@ -251,6 +271,27 @@ impl Sessions {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Drops caches of sessions that no generation runs in, the least recently used ones first, until `bytes` are free;
+    /// how many bytes that gave. Their histories stay.
+    pub fn drop_idle_caches(&self, bytes: u64) -> u64 {
+        let sessions: Vec<_> = self.inner.lock().by_id.values().map(Arc::clone).collect();
+        let mut idle: Vec<_> = sessions
+            .iter()
+            .filter_map(|session| session.idle_cache().map(|(since, held)| (since, held, session)))
+            .filter(|&(_, held, _)| held > 0)
+            .collect();
+        idle.sort_unstable_by_key(|&(since, ..)| since);
+        let mut freed = 0;
+        for (_, _, session) in idle {
+            if freed >= bytes {
+                break;
+            }
+            // One that is in use by now gives nothing.
+            freed += session.drop_idle_cache();
+        }
+        freed
     }
 
     /// Ends the sessions that have been idle for their timeout, and says when the next one would be.

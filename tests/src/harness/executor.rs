@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use anyhow::Result;
+use roundhouse_executor::backends::Backends;
 use roundhouse_executor::{ExecutorConfig, ExecutorService};
 use roundhouse_proto::executor::executor_client::ExecutorClient;
 use roundhouse_proto::executor::{
     CancelRequest, DetokenizeRequest, GenerateRequest, GenerateResponse, GetLoadRequest, GetLoadResponse,
     LoadEngineRequest, LoadEngineResponse,
 };
+use roundhouse_rpc::Readiness;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -34,7 +36,20 @@ impl Executor {
         folder: &Path,
         change: impl FnOnce(&mut ExecutorConfig),
     ) -> Result<Self> {
-        let (node, channel) = start_node(store, folder, change).await?;
+        Self::start_with(store, folder, Backends::open, change).await
+    }
+
+    /// As [`Executor::start`], with other backends.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn start_with(
+        store: &Path,
+        folder: &Path,
+        backends: impl FnOnce(&ExecutorConfig) -> Backends + Send + 'static,
+        change: impl FnOnce(&mut ExecutorConfig),
+    ) -> Result<Self> {
+        let (node, channel) = start_node(store, folder, backends, change).await?;
         Ok(Self { node: Some(node), ..Self::connected(channel) })
     }
 
@@ -124,12 +139,15 @@ impl Executor {
 pub(super) async fn start_node(
     store: &Path,
     folder: &Path,
+    backends: impl FnOnce(&ExecutorConfig) -> Backends + Send + 'static,
     change: impl FnOnce(&mut ExecutorConfig),
 ) -> Result<(Node, Channel)> {
     let mut config = ExecutorConfig::new(store.display().to_string(), folder.join("executor"));
     change(&mut config);
-    let service = ExecutorService::open(config).await?;
-    let node = Node::start_ready(service.routes(Routes::default()), ExecutorService::NAMES).await?;
+    let service = ExecutorService::open_with(config, backends).await?;
+    let routes = service.routes(Routes::default());
+    let ready = |readiness: Readiness| async move { service.report_health(&readiness).await };
+    let node = Node::start(routes, ExecutorService::NAMES, ready).await?;
     let channel = node.connect().await?;
     Ok((node, channel))
 }

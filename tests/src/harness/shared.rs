@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use anyhow::{Context as _, Result, anyhow};
 use roundhouse_engine::{CacheKind, EngineKey, Precision};
 use roundhouse_executor::ExecutorConfig;
+use roundhouse_executor::backends::Backends;
 use roundhouse_store::{CacheLimits, EngineStore, LocalCache, NoProgress, PulledEngine, StoreOptions};
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
@@ -69,7 +70,8 @@ pub async fn shared() -> Result<Shared> {
             let (compiler, _) = on_services_runtime(compiler::start_node(folder)).await?;
             let store = store_of(folder);
             let (executor, _) = on_services_runtime(async move {
-                executor::start_node(&store, folder, |config| config.kv_memory_bytes = KV_MEMORY_BYTES).await
+                let change = |config: &mut ExecutorConfig| config.kv_memory_bytes = KV_MEMORY_BYTES;
+                executor::start_node(&store, folder, Backends::open, change).await
             })
             .await?;
             Ok::<_, anyhow::Error>(Nodes { compiler, executor })

@@ -120,7 +120,7 @@ async fn sessions_are_created_found_listed_and_deleted() {
     let [first, second, third] = &created[..] else { unreachable!() };
     assert_eq!((first.num_tokens, first.max_seq_len, first.busy), (0, 256, false));
     assert_eq!(first.engine_key, engine.key);
-    assert!(first.kv_bytes > 0 && first.expire_time.is_some() && first.create_time.is_some());
+    assert!(first.kv_bytes == 0 && first.expire_time.is_some() && first.create_time.is_some());
     let found = get(&executor, &second.id).await.unwrap();
     assert_eq!(
         (&found.id, found.kv_bytes, found.create_time),
@@ -149,18 +149,28 @@ async fn sessions_are_created_found_listed_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_session_holds_the_memory_of_the_tokens_that_its_cache_has_room_for() {
+async fn a_session_holds_the_memory_of_its_tokens_in_whole_blocks() {
     let shared = shared().await.unwrap();
     // A static cache is as long as its engine's.
-    for (cache, room) in [(CacheKind::InPlace, 16), (CacheKind::StaticV1, 256), (CacheKind::StaticV2, 256)] {
+    for (cache, few, many) in
+        [(CacheKind::InPlace, 64, 150), (CacheKind::StaticV1, 256, 256), (CacheKind::StaticV2, 256, 256)]
+    {
         let key =
             shared.compiler.key(tiny_llama_request("tiny-llama-2", Precision::Fp32, cache)).await.unwrap();
         let executor = shared.executor_alone(|_| {}).await.unwrap();
         let per_token = executor.load(&key).await.unwrap().engine.unwrap().kv_bytes_per_token;
-        let request = CreateSessionRequest { engine: None, max_seq_len: Some(16), idle_timeout: None };
+        let request = CreateSessionRequest { engine: None, max_seq_len: Some(150), idle_timeout: None };
         let session = executor.client.clone().create_session(request).await.unwrap().into_inner();
-        assert_eq!((session.max_seq_len, session.kv_bytes), (16, room * per_token), "{cache}");
-        assert_eq!(executor.get_load().await.unwrap().kv_bytes_used, session.kv_bytes, "{cache}");
+        assert_eq!((session.max_seq_len, session.kv_bytes), (150, 0), "{cache}");
+        // 50 tokens in one block, and 140 in as much as there can be.
+        for (length, blocks) in [(40, few), (80, many)] {
+            let prompt: Vec<u32> = (5..5 + length).collect();
+            executor.generate(in_session(&session, tokens(&prompt, 10))).await.unwrap();
+            let held = get(&executor, &session.id).await.unwrap().kv_bytes;
+            assert_eq!(held, blocks * per_token, "{cache} {length}");
+            let load = executor.get_load().await.unwrap();
+            assert_eq!((load.kv_bytes_used, load.kv_bytes_idle), (held, held), "{cache} {length}");
+        }
     }
 }
 
@@ -170,14 +180,19 @@ async fn an_idle_session_expires_and_returns_its_memory() {
     let executor = shared.executor_alone(|_| {}).await.unwrap();
     let engine = tiny(&executor).await;
     let lasting = create(&engine, None).await;
-    let session = create(&engine, Some(Duration::from_millis(200))).await;
+    let session = create(&engine, Some(Duration::from_secs(1))).await;
+    for session in [&session, &lasting] {
+        engine.generate(in_session(session, tokens(&[5, 6, 7], 1))).await.unwrap();
+    }
+    let held = get(&executor, &lasting.id).await.unwrap().kv_bytes;
     let status = eventually("the session to expire", async || Ok(get(&executor, &session.id).await.err()))
         .await
         .unwrap();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, reasons::SESSION_NOT_FOUND));
     assert!(status.message().contains(&session.id), "{status}");
     let load = executor.get_load().await.unwrap();
-    assert_eq!((load.sessions, load.kv_bytes_used), (1, lasting.kv_bytes));
+    assert!(held > 0);
+    assert_eq!((load.sessions, load.kv_bytes_used), (1, held));
     get(&executor, &lasting.id).await.unwrap();
 }
 

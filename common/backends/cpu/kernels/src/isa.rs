@@ -104,6 +104,18 @@ impl Isa {
     }
 }
 
+/// Asks for the shape of the vectors of an instruction set: `(LANES, TILE_ROWS)`.
+pub(crate) struct VectorShape;
+
+impl Kernel for VectorShape {
+    type Output = (usize, usize);
+
+    #[inline(always)]
+    fn run<S: crate::simd::Simd>(self, _: S) -> (usize, usize) {
+        (S::LANES, S::TILE_ROWS)
+    }
+}
+
 impl Default for Isa {
     fn default() -> Self {
         Self::detect()

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Numbers, Random, TYPES, Type, assert_close, each_isa};
 use roundhouse_cpu_kernels::{
-    AttentionArgs, AttentionSequence, KvView, Scratch, StridedRows, StridedRowsMut, ThreadPool, attention,
+    AttentionArgs, AttentionSequence, Isa, KvView, Scratch, StridedRows, StridedRowsMut, ThreadPool,
+    attention,
 };
 
 /// Values are below 1 in magnitude and so are their weighted means; scores of this size round in about their sixth digit.
@@ -331,4 +332,60 @@ fn very_large_scores_do_not_overflow() {
         }
     }
     check(&args, &[2], &cases);
+}
+
+/// Some queries of a case, with the keys up to the last one's.
+fn chunk(case: &Case, args: &AttentionArgs, queries: std::ops::Range<usize>) -> Case {
+    let width = args.query_heads * args.head_dim;
+    Case {
+        tokens: queries.len(),
+        len: case.len - case.tokens + queries.end,
+        rows: case.rows,
+        queries: case.queries[queries.start * width..queries.end * width].to_vec(),
+        keys: case.keys.clone(),
+        values: case.values.clone(),
+        mask: None,
+    }
+}
+
+fn results(isa: Isa, threads: usize, args: &AttentionArgs, cases: &[Case]) -> Vec<Vec<f32>> {
+    let pool = ThreadPool::with_isa(threads, isa);
+    let mut outs: Vec<Vec<f32>> =
+        cases.iter().map(|case| vec![9.0; case.tokens * args.query_heads * args.value_dim]).collect();
+    let mut sequences: Vec<AttentionSequence<'_>> =
+        cases.iter().zip(&mut outs).map(|(case, out)| case.sequence(args, out)).collect();
+    attention(&pool, &mut Scratch::new(), args, &mut sequences);
+    outs
+}
+
+#[test]
+fn a_query_depends_on_nothing_that_is_computed_with_it() {
+    for (window, of) in
+        [(None, Type::F32), (None, Type::F16), (Some(100), Type::Bf16), (Some(300), Type::F32)]
+    {
+        let args = AttentionArgs { window, head_dim: 40, value_dim: 33, ..PLAIN };
+        each_isa(|isa| {
+            let mut random = Random::new(21);
+            let case = Case::new(&mut random, &args, of, 600, 610, false);
+            let whole = results(isa, 3, &args, &[chunk(&case, &args, 0..600)]).remove(0);
+            let width = args.query_heads * args.value_dim;
+            for step in [1, 2, 7, 64, 130] {
+                for threads in [1, 4] {
+                    // The last queries in chunks of this size, alone and all chunks in one batch.
+                    let starts = (0..600).step_by(step).skip(600usize.div_ceil(step).saturating_sub(9));
+                    let chunks: Vec<_> = starts.map(|start| start..(start + step).min(600)).collect();
+                    let cases: Vec<_> =
+                        chunks.iter().map(|queries| chunk(&case, &args, queries.clone())).collect();
+                    let together = results(isa, threads, &args, &cases);
+                    for ((queries, case), together) in chunks.iter().zip(&cases).zip(together) {
+                        let expected = &whole[queries.start * width..queries.end * width];
+                        let what = format!("{window:?} {of:?} {} threads {threads} {queries:?}", isa.name());
+                        assert!(together == expected, "in a batch: {what}");
+                        let alone = results(isa, threads, &args, std::slice::from_ref(case)).remove(0);
+                        assert!(alone == expected, "alone: {what}");
+                    }
+                }
+            }
+        });
+    }
 }

@@ -1,13 +1,14 @@
 //! Scaled dot-product attention over the caches of a ragged batch, in one parallel region.
 //!
 //! Scores exist only for a block of keys at a time: the softmax is computed online (Milakov and Gimpelshein 2018), as
-//! in flash attention (Dao et al. 2022). A sequence with few queries is cut along its keys (flash decoding) and one
-//! with many along its queries, for each key-value head; all query heads of a group share what is read.
+//! in flash attention (Dao et al. 2022). Parts of the keys are summed up by themselves and then added, always the same
+//! ones. Where heads are few, a sequence with few queries is cut along those parts (flash decoding), else along its queries,
+//! for each key-value head; all query heads of a group share what is read.
 
-mod decode;
 mod online;
+mod part;
 mod plan;
-mod prefill;
+mod tile;
 
 use std::ops::Range;
 
@@ -93,8 +94,8 @@ pub struct AttentionSequence<'a> {
 
 /// `out = softmax(cap(scale · q kᵀ) + mask) v` for every sequence. Accumulates in fp32.
 ///
-/// The result of a query depends, in its last bits, on how the work is cut: on the number of queries and keys, of
-/// sequences and of threads.
+/// The result of a query depends on nothing but itself and the keys and values that it sees: not on the other queries or
+/// sequences, nor on the threads.
 ///
 /// # Panics
 /// If `query_heads` is not a multiple of `kv_heads`, the keys and values of a sequence differ in length or type, a slice is

@@ -3,16 +3,16 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::linear::VectorShape;
+use crate::isa::VectorShape;
 use crate::shared::{Queue, SharedMut};
 use crate::{Isa, KvView, Scratch, ThreadPool};
 
-use super::decode::{self, DECODE_ROWS};
 use super::online::Query;
-use super::{AttentionArgs, AttentionSequence, StridedRows, prefill};
+use super::part::{self, PART_KEYS, Sums};
+use super::{AttentionArgs, AttentionSequence, StridedRows};
 
-/// Fewest keys of a part of a sequence.
-const PART_KEYS: usize = 64;
+/// Most rows, tokens times query heads of a group, of a sequence that is cut along its keys.
+const FEW_ROWS: usize = 16;
 
 /// Row tiles of a unit with many queries: so many share the conversion of a block of keys.
 const UNIT_TILES: usize = 8;
@@ -138,17 +138,17 @@ struct Unit {
 enum Work {
     /// Some queries with all keys they see.
     Queries(Range<usize>),
-    /// All queries with some keys: part `index` of those of `split`.
+    /// All queries with a part of the keys: number `index` of those of `split`.
     Keys { keys: Range<usize>, split: usize, index: usize },
 }
 
 /// A sequence's head that is cut along its keys.
 #[derive(Debug)]
 struct Split {
-    /// How many parts are not yet done. Who does the last one merges them.
+    /// How many parts are not yet done. Who does the last one adds them up.
     left: AtomicUsize,
     parts: usize,
-    /// Where the partial results are, if there are several.
+    /// Where the sums of the parts are.
     start: usize,
 }
 
@@ -156,9 +156,9 @@ struct Split {
 struct Plan {
     units: Vec<Unit>,
     splits: Vec<Split>,
-    /// Length of the partial results.
+    /// Length of the sums of parts.
     partial_len: usize,
-    /// The most queries of a unit that is cut along the queries.
+    /// The most queries of a unit.
     max_tokens: usize,
     cost: usize,
 }
@@ -168,50 +168,44 @@ impl Plan {
         let group = args.group();
         let mut plan = Self { units: Vec::new(), splits: Vec::new(), partial_len: 0, max_tokens: 0, cost: 0 };
         let heads = sequences.iter().filter(|s| s.tokens > 0).count() * args.kv_heads;
-        let all_keys: usize = sequences
-            .iter()
-            .map(|s| args.visible_to_any(0..s.tokens, s.tokens, s.keys.len).len() * args.kv_heads)
-            .sum();
         for (index, sequence) in sequences.iter().enumerate() {
             let (tokens, len) = (sequence.tokens, sequence.keys.len);
-            let cost =
-                |queries: usize, keys: usize| queries * group * keys * (args.head_dim + args.value_dim);
             if tokens == 0 {
                 continue;
             }
+            let keys = args.visible_to_any(0..tokens, tokens, len);
+            let few = tokens * group <= FEW_ROWS;
+            // Heads enough keep all workers busy; else the parts do.
+            let by_keys = few && heads < 4 * threads && threads > 1 && parts(keys.clone()).count() > 1;
+            // As many queries as share a block of keys well, fewer where that leaves workers without a unit.
+            let well = (UNIT_TILES * tile_rows / group).max(1);
+            let fair = (tokens * heads).div_ceil(4 * threads).max((2 * tile_rows).div_ceil(group));
+            let step = if threads == 1 { well } else { well.min(fair) }.min(tokens);
+            let cost =
+                |queries: usize, keys: usize| queries * group * keys * (args.head_dim + args.value_dim);
             for kv_head in 0..args.kv_heads {
-                if tokens * group <= DECODE_ROWS {
-                    let keys = args.visible_to_any(0..tokens, tokens, len);
-                    let part = PART_KEYS.max(all_keys / (4 * threads));
-                    let parts = if threads == 1 { 1 } else { keys.len().div_ceil(part).max(1) };
-                    let split = plan.splits.len();
-                    plan.splits.push(Split { left: AtomicUsize::new(parts), parts, start: plan.partial_len });
-                    if parts > 1 {
-                        plan.partial_len += parts * decode::partial_len(args, tokens);
-                    }
-                    for part in 0..parts {
-                        let cut = |part: usize| keys.start + keys.len() * part / parts;
-                        let keys = cut(part)..cut(part + 1);
+                let unit = |work, cost| Unit { sequence: index, kv_head, work, cost };
+                if by_keys {
+                    plan.max_tokens = plan.max_tokens.max(tokens);
+                    let (split, parts) = (plan.splits.len(), parts(keys.clone()));
+                    let count = parts.clone().count();
+                    plan.splits.push(Split {
+                        left: AtomicUsize::new(count),
+                        parts: count,
+                        start: plan.partial_len,
+                    });
+                    plan.partial_len += count * Sums::len(args, tokens, tile_rows);
+                    plan.units.extend(parts.enumerate().map(|(index, keys)| {
                         let cost = cost(tokens, keys.len());
-                        let work = Work::Keys { keys, split, index: part };
-                        plan.units.push(Unit { sequence: index, kv_head, work, cost });
-                    }
+                        unit(Work::Keys { keys, split, index }, cost)
+                    }));
                 } else {
-                    // As many as share a block of keys well, fewer where that leaves workers without a unit.
-                    let well = (UNIT_TILES * tile_rows / group).max(1);
-                    let fair = (tokens * heads).div_ceil(4 * threads).max((2 * tile_rows).div_ceil(group));
-                    let step = if threads == 1 { well } else { well.min(fair) };
-                    plan.max_tokens = plan.max_tokens.max(step.min(tokens));
+                    plan.max_tokens = plan.max_tokens.max(step);
                     for start in (0..tokens).step_by(step) {
                         let queries = start..(start + step).min(tokens);
                         let keys = args.visible_to_any(queries.clone(), tokens, len);
                         let cost = cost(queries.len(), keys.len());
-                        plan.units.push(Unit {
-                            sequence: index,
-                            kv_head,
-                            work: Work::Queries(queries),
-                            cost,
-                        });
+                        plan.units.push(unit(Work::Queries(queries), cost));
                     }
                 }
             }
@@ -221,6 +215,12 @@ impl Plan {
         plan.cost = plan.units.iter().map(|unit| unit.cost).sum();
         plan
     }
+}
+
+/// The parts that some keys lie in, in order, each as far as it has some of them.
+fn parts(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
+    let starts = (keys.start / PART_KEYS * PART_KEYS..keys.end).step_by(PART_KEYS);
+    starts.map(move |start| start.max(keys.start)..(start + PART_KEYS).min(keys.end))
 }
 
 pub(super) fn run(
@@ -241,7 +241,8 @@ pub(super) fn run(
         return;
     }
     let plan = Plan::new(args, &sequences, pool.threads(), tile_rows);
-    let each = decode::scratch_len(args).max(prefill::scratch_len(args, plan.max_tokens, lanes, tile_rows));
+    let sums_len = Sums::len(args, plan.max_tokens, tile_rows);
+    let each = part::scratch_len(args, plan.max_tokens, lanes, tile_rows) + 2 * sums_len;
     let (partials, workers) = scratch.split(plan.partial_len, pool.threads(), each);
     let partials = SharedMut::new(partials);
     let queue = Queue::single(plan.units.len());
@@ -250,49 +251,70 @@ pub(super) fn run(
         let memory = unsafe { workers.of(worker) };
         while let Some(units) = queue.take() {
             for unit in &plan.units[units] {
-                let sequence = &sequences[unit.sequence];
-                // SAFETY: units have results, or partial results, of their own.
-                unsafe { run_unit(isa, args, sequence, unit, &plan, partials, memory) }
+                let context = Context { isa, args, sequence: &sequences[unit.sequence], tile_rows };
+                // SAFETY: units have results, or sums of parts, of their own.
+                unsafe { context.run(unit, &plan, partials, memory) }
             }
         }
     };
     if plan.cost < WORTH_SHARING { body(0) } else { pool.run(&body) }
 }
 
-/// # Safety
-/// Nothing else runs this unit.
-unsafe fn run_unit(
+/// What units of a sequence are run with.
+struct Context<'a> {
     isa: Isa,
-    args: &AttentionArgs,
-    sequence: &Sequence<'_>,
-    unit: &Unit,
-    plan: &Plan,
-    partials: SharedMut<'_, f32>,
-    memory: &mut [f32],
-) {
-    let kv_head = unit.kv_head;
-    match &unit.work {
-        Work::Queries(queries) => {
-            // SAFETY: no other unit has these queries of this head.
-            unsafe { prefill::run(isa, args, sequence, kv_head, queries.clone(), memory) }
-        }
-        Work::Keys { keys, split, index } => {
-            let split = &plan.splits[*split];
-            if split.parts == 1 {
+    args: &'a AttentionArgs,
+    sequence: &'a Sequence<'a>,
+    tile_rows: usize,
+}
+
+impl Context<'_> {
+    /// # Safety
+    /// Nothing else runs this unit.
+    unsafe fn run(&self, unit: &Unit, plan: &Plan, partials: SharedMut<'_, f32>, memory: &mut [f32]) {
+        let Self { isa, args, sequence, tile_rows } = *self;
+        let kv_head = unit.kv_head;
+        match &unit.work {
+            Work::Queries(queries) => {
+                let len = Sums::len(args, queries.len(), tile_rows);
+                let (of_all, memory) = memory.split_at_mut(len);
+                let (of_part, memory) = memory.split_at_mut(len);
+                let mut all = Sums::in_memory(args, of_all);
+                let mut part = Sums::in_memory(args, of_part);
+                let seen = args.visible_to_any(queries.clone(), sequence.tokens, sequence.keys.len);
+                let mut parts = parts(seen.clone());
+                // Without any key, the sums of nothing.
+                let first = parts.next().unwrap_or(seen.start..seen.start);
+                let accumulate = |keys, memory: &mut [f32], sums: &mut Sums<'_>| {
+                    part::accumulate(isa, args, sequence, kv_head, queries.clone(), keys, memory, sums);
+                };
+                accumulate(first, memory, &mut all);
+                for keys in parts {
+                    accumulate(keys, memory, &mut part);
+                    all.add(isa, args.value_dim, &part);
+                }
                 // SAFETY: no other unit has these queries of this head.
-                unsafe { decode::run_whole(isa, args, sequence, kv_head, keys.clone(), memory) }
-                return;
+                unsafe { all.store(args, sequence, kv_head, queries.clone()) }
             }
-            let len = decode::partial_len(args, sequence.tokens);
-            let start = split.start + index * len;
-            // SAFETY: the place belongs to this part until it is counted below.
-            let partial = unsafe { partials.slice(start..start + len) };
-            decode::run_part(isa, args, sequence, kv_head, keys.clone(), memory, partial);
-            if split.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                // SAFETY: all parts are counted, so they are written, and only this unit saw the last one counted.
-                unsafe {
-                    let parts = partials.slice(split.start..split.start + split.parts * len);
-                    decode::merge(isa, args, sequence, kv_head, parts);
+            Work::Keys { keys, split, index } => {
+                let split = &plan.splits[*split];
+                let queries = 0..sequence.tokens;
+                let len = Sums::len(args, sequence.tokens, tile_rows);
+                let start = split.start + index * len;
+                // SAFETY: the place belongs to this part until it is counted below.
+                let mut sums = Sums::in_memory(args, unsafe { partials.slice(start..start + len) });
+                let keys = keys.clone();
+                part::accumulate(isa, args, sequence, kv_head, queries.clone(), keys, memory, &mut sums);
+                if split.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    // SAFETY: all parts are counted, so they are written, and only this unit saw the last one counted.
+                    let parts = unsafe { partials.slice(split.start..split.start + split.parts * len) };
+                    let (first, others) = parts.split_at_mut(len);
+                    let mut all = Sums::in_memory(args, first);
+                    for part in others.chunks_exact_mut(len) {
+                        all.add(isa, args.value_dim, &Sums::in_memory(args, part));
+                    }
+                    // SAFETY: no other unit has these queries of this head.
+                    unsafe { all.store(args, sequence, kv_head, queries) }
                 }
             }
         }

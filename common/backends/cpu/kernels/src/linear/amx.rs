@@ -113,7 +113,7 @@ impl Engine for Amx {
         k.div_ceil(STEP) * 2 * TILE
     }
 
-    fn panel_len(self, k: usize) -> usize {
+    fn panel_len(self, k: usize, _: usize) -> usize {
         // Two tiles of rows in two terms, and two results of four tiles.
         (k.div_ceil(STEP) * 4 + 8) * TILE
     }
@@ -152,7 +152,7 @@ impl Engine for Amx {
                 rows.rows == to.columns && rows.columns == k
             }
         };
-        assert!(to.columns <= 2 * ROWS && fits && panel.len() >= self.panel_len(k));
+        assert!(to.columns <= 2 * ROWS && fits && panel.len() >= self.panel_len(k, 0));
         assert!(tiles.len() >= to.rows.div_ceil(ROWS) * self.packed_tile_len(k));
         let (result, panel) = panel.split_at_mut(8 * TILE);
         // SAFETY: the slices are as long as was checked, `self` is proof of the features, and the caller promises the

@@ -1,18 +1,30 @@
 //! The blocked product on the fused multiply-add units.
 //!
-//! Weights are packed as fp32 `[k, 2 vectors]`, activations as `[k, tile]`; a tile of the result stays in registers while
-//! `k` runs over a block of columns whose packed panel fits the first-level cache.
+//! A few rows of a weight, converted to fp32, stay in the first-level cache while one tile of activations after the other
+//! comes from the second-level one. Element `(t, n)` is summed in the order of [`gemv`](super::gemv): lane `i` of a vector sums
+//! the products of columns `k ≡ i` modulo its width, and the lanes are added at the end. Sums of a block of columns wait as
+//! vectors for those of the next one.
 
 use crate::isa::{Isa, Kernel};
-use crate::simd::{Element, MAX_LANES, Simd};
+use crate::simd::{Element, Simd};
 use crate::weight::{QuantizedRows, WeightRows};
 use crate::{Elements, QuantizedFormat};
 
 use super::decode::{E4m3, Format, Int4, Int8, decode_row};
-use super::gemm::{Engine, Output, VectorShape};
+use super::gemm::{Engine, Output};
+use super::gemv::{most_activations, reduce};
 
-/// Most columns of a block.
-const BLOCK_COLUMNS: usize = 320;
+/// Rows of a weight that are multiplied at a time.
+const ROWS: usize = 4;
+
+/// Rows of a panel: what a worker takes at a time.
+const PANEL_ROWS: usize = 32;
+
+/// Columns of a block: so many of the rows stay in the first-level cache.
+const BLOCK_COLUMNS: usize = 1024;
+
+/// Distance of the converted rows: no power of two, or the same columns of all would fall into one set of the cache.
+const ROW_STRIDE: usize = BLOCK_COLUMNS + 16;
 
 /// Products on the fused multiply-add units.
 #[derive(Debug, Clone, Copy)]
@@ -24,14 +36,31 @@ pub(super) struct Fma {
 
 impl Fma {
     pub(super) fn new(isa: Isa) -> Self {
-        let (lanes, tile_rows) = isa.dispatch(VectorShape);
+        let (lanes, tile_rows) = isa.dispatch(TileShape);
         Self { isa, lanes, tile_rows }
+    }
+
+    /// Length of the sums of a tile that wait for the next block.
+    const fn sums_len(self) -> usize {
+        self.tile_rows * ROWS * self.lanes
+    }
+}
+
+/// Asks for the width of vectors and the rows of a tile of activations.
+struct TileShape;
+
+impl Kernel for TileShape {
+    type Output = (usize, usize);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        (S::LANES, most_activations::<S>())
     }
 }
 
 impl Engine for Fma {
     fn panel_rows(self) -> usize {
-        2 * self.lanes
+        PANEL_ROWS
     }
 
     fn tile_rows(self) -> usize {
@@ -39,21 +68,28 @@ impl Engine for Fma {
     }
 
     fn packed_tile_len(self, k: usize) -> usize {
-        k * self.tile_rows
+        k.next_multiple_of(self.lanes) * self.tile_rows
     }
 
-    fn panel_len(self, k: usize) -> usize {
-        // The transpose writes whole vectors of columns.
-        block_columns(k).next_multiple_of(self.lanes) * 2 * self.lanes
+    fn panel_len(self, _: usize, tiles: usize) -> usize {
+        ROWS * ROW_STRIDE + tiles * self.sums_len()
     }
 
     fn enter(self) -> impl Sized {}
 
     fn pack_tile(self, x: &[f32], stride: usize, rows: usize, k: usize, packed: &mut [f32]) {
         assert!(rows == 0 || x.len() >= (rows - 1) * stride + k);
-        for (column, packed) in packed.chunks_exact_mut(self.tile_rows).enumerate().take(k) {
-            for (row, packed) in packed.iter_mut().enumerate() {
-                *packed = if row < rows { x[row * stride + column] } else { 0.0 };
+        for (row, first) in (0..self.tile_rows).zip((0..).step_by(self.lanes)) {
+            let to = packed.chunks_exact_mut(self.tile_rows * self.lanes);
+            let to = to.map(|step| &mut step[first..first + self.lanes]);
+            if row >= rows {
+                to.for_each(|to| to.fill(0.0));
+                continue;
+            }
+            for (from, to) in x[row * stride..row * stride + k].chunks(self.lanes).zip(to) {
+                let (there, missing) = to.split_at_mut(from.len());
+                there.copy_from_slice(from);
+                missing.fill(0.0);
             }
         }
     }
@@ -69,13 +105,13 @@ impl Engine for Fma {
         let isa = self.isa;
         match weight {
             WeightRows::Plain(Elements::F32(weight)) => {
-                isa.dispatch(Panel { weight: *weight, k, tiles, to, panel })
+                isa.dispatch(Panel { weight: Plain(weight), k, tiles, to, panel })
             }
             WeightRows::Plain(Elements::F16(weight)) => {
-                isa.dispatch(Panel { weight: *weight, k, tiles, to, panel })
+                isa.dispatch(Panel { weight: Plain(weight), k, tiles, to, panel })
             }
             WeightRows::Plain(Elements::Bf16(weight)) => {
-                isa.dispatch(Panel { weight: *weight, k, tiles, to, panel })
+                isa.dispatch(Panel { weight: Plain(weight), k, tiles, to, panel })
             }
             WeightRows::Quantized(rows) => {
                 rows.check();
@@ -96,95 +132,80 @@ impl Engine for Fma {
     }
 }
 
-/// Columns of all blocks of `k` but the last: nearly equal, and few enough.
-fn block_columns(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(BLOCK_COLUMNS).max(1)).next_multiple_of(16)
-}
-
-/// Rows of a weight that can be packed.
-trait Packed {
+/// Rows of a weight that can be converted.
+trait Convert {
     /// Whether these are so many rows of `k` columns.
     fn has(&self, rows: usize, k: usize) -> bool;
 
-    /// Packs columns `start..start + columns` of all `rows` rows as [`pack_transposed`] does.
+    /// Converts columns `start..start + columns` of a row to fp32; up to a whole vector, zeros follow.
     ///
     /// # Safety
-    /// The weight has as many rows of `k` columns, `start` is a multiple of 16, and the panel has room as there.
-    unsafe fn pack<S: Simd>(
-        &self,
-        s: S,
-        rows: usize,
-        k: usize,
-        start: usize,
-        columns: usize,
-        panel: *mut f32,
-    );
+    /// The weight has the row, of `k` columns, `start` is a multiple of 16, and `columns`, rounded up to whole vectors, numbers
+    /// at `to` are writable.
+    unsafe fn convert<S: Simd>(&self, s: S, row: usize, k: usize, start: usize, columns: usize, to: *mut f32);
 }
 
-impl<E: Element> Packed for &[E] {
+/// Numbers as they are in memory.
+struct Plain<'a, E>(&'a [E]);
+
+impl<E: Element> Convert for Plain<'_, E> {
     fn has(&self, rows: usize, k: usize) -> bool {
-        self.len() == rows * k
+        self.0.len() == rows * k
     }
 
     #[inline(always)]
-    unsafe fn pack<S: Simd>(
+    unsafe fn convert<S: Simd>(
         &self,
         s: S,
-        rows: usize,
+        row: usize,
         k: usize,
         start: usize,
         columns: usize,
-        panel: *mut f32,
+        to: *mut f32,
     ) {
-        // SAFETY: the columns follow `start` in every row; the rest is the caller's promise.
-        unsafe { pack_transposed(s, self.as_ptr().add(start), k, rows, columns, panel, 2 * S::LANES) }
+        let whole = columns - columns % S::LANES;
+        // SAFETY: the columns follow `start` in the row, and a whole number of vectors fits the destination; prefetches need
+        // nothing readable.
+        unsafe {
+            let from = self.0.as_ptr().add(row * k + start);
+            for i in (0..whole).step_by(S::LANES) {
+                s.prefetch(from.add(i).wrapping_byte_add(super::gemv::PREFETCH_BYTES));
+                s.store(to.add(i), E::load(s, from.add(i)));
+            }
+            if whole < columns {
+                s.store(to.add(whole), E::load_partial(s, from.add(whole), columns - whole));
+            }
+        }
     }
 }
 
-/// Quantised rows, decoded while they are packed.
+/// Quantised rows.
 struct Decoded<'a, F> {
     rows: &'a QuantizedRows<'a>,
     #[expect(dead_code, reason = "only its type counts")]
     format: F,
 }
 
-/// Columns that are decoded before they are transposed.
-const DECODED_COLUMNS: usize = 64;
-
-impl<F: Format> Packed for Decoded<'_, F> {
+impl<F: Format> Convert for Decoded<'_, F> {
     fn has(&self, rows: usize, k: usize) -> bool {
         self.rows.rows == rows && self.rows.columns == k
     }
 
     #[inline(always)]
-    unsafe fn pack<S: Simd>(
+    unsafe fn convert<S: Simd>(
         &self,
         s: S,
-        rows: usize,
+        row: usize,
         _: usize,
         start: usize,
         columns: usize,
-        panel: *mut f32,
+        to: *mut f32,
     ) {
-        let mut decoded = [0.0; MAX_LANES * DECODED_COLUMNS];
-        let (width, to) = (2 * S::LANES, decoded.as_mut_ptr());
-        for first in (0..width).step_by(S::LANES) {
-            let left = rows.saturating_sub(first).min(S::LANES);
-            for column in (0..columns).step_by(DECODED_COLUMNS) {
-                let n = (columns - column).min(DECODED_COLUMNS);
-                // SAFETY: `left` rows follow, n columns of each, which fit the decoded ones; `start` and the columns
-                // before are whole bytes; the panel has room for a vector of every column, rounded up to whole vectors.
-                unsafe {
-                    for row in 0..left {
-                        let to = to.add(row * DECODED_COLUMNS);
-                        decode_row::<S, F>(s, self.rows, first + row, start + column, n, to);
-                    }
-                    for i in (0..n).step_by(S::LANES) {
-                        let to_panel = panel.add((column + i) * width + first);
-                        let n = (n - i).min(S::LANES);
-                        s.transpose(to.add(i).cast_const(), DECODED_COLUMNS, left, n, to_panel, width);
-                    }
-                }
+        // SAFETY: the row has the columns, `start` begins a byte, and what is written fits.
+        unsafe {
+            decode_row::<S, F>(s, self.rows, row, start, columns, to);
+            for i in columns..columns.next_multiple_of(S::LANES) {
+                to.add(i).write(0.0);
             }
         }
     }
@@ -199,38 +220,52 @@ struct Panel<'a, W> {
     panel: &'a mut [f32],
 }
 
-impl<W: Packed> Kernel for Panel<'_, W> {
+impl<W: Convert> Kernel for Panel<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { weight, k, tiles, to, panel } = self;
-        let (width, tile_rows) = (2 * S::LANES, S::TILE_ROWS);
-        let block = block_columns(k);
+        let tile_rows = most_activations::<S>();
+        let tile_len = k.next_multiple_of(S::LANES) * tile_rows;
+        let sums_len = tile_rows * ROWS * S::LANES;
         let tile_count = to.rows.div_ceil(tile_rows);
-        assert!(to.columns <= width && weight.has(to.columns, k));
-        assert!(tiles.len() >= tile_count * tile_rows * k);
-        assert!(panel.len() >= block.next_multiple_of(S::LANES) * width);
-        for start in (0..k.max(1)).step_by(block.max(1)) {
-            let columns = block.min(k - start);
-            // SAFETY: the weight has `to.columns` rows of k elements, the panel room for two vectors a column, and blocks
-            // are multiples of 16.
-            unsafe { weight.pack(s, to.columns, k, start, columns, panel.as_mut_ptr()) }
-            for index in 0..tile_count {
-                let row = index * tile_rows;
-                let part = Part { k: columns, first: start == 0, row, rows: tile_rows.min(to.rows - row) };
-                // SAFETY: the packed tile has k columns of `tile_rows`, the panel was packed above, and nothing else
-                // uses the elements of the output meanwhile.
-                unsafe {
-                    let x = tiles.as_ptr().add((index * k + start) * tile_rows);
-                    // A short last tile is done with as few rows as cover it.
-                    match (S::TILE_ROWS, part.rows) {
-                        (14, 8..) => part.multiply::<S, 14>(s, x, panel.as_ptr(), to),
-                        (14, 4..) => part.multiply::<S, 7>(s, x, panel.as_ptr(), to),
-                        (14, _) => part.multiply::<S, 3>(s, x, panel.as_ptr(), to),
-                        (6, 4..) => part.multiply::<S, 6>(s, x, panel.as_ptr(), to),
-                        (6, _) => part.multiply::<S, 3>(s, x, panel.as_ptr(), to),
-                        _ => part.multiply::<S, 2>(s, x, panel.as_ptr(), to),
+        assert!(weight.has(to.columns, k) && tiles.len() >= tile_count * tile_len);
+        assert!(panel.len() >= ROWS * ROW_STRIDE + tile_count * sums_len);
+        let (rows, sums) = panel.split_at_mut(ROWS * ROW_STRIDE);
+        for first in (0..to.columns).step_by(ROWS) {
+            let count = (to.columns - first).min(ROWS);
+            rows[count * ROW_STRIDE..].fill(0.0);
+            for start in (0..k.max(1)).step_by(BLOCK_COLUMNS) {
+                let columns = BLOCK_COLUMNS.min(k - start);
+                for (row, to) in rows.chunks_exact_mut(ROW_STRIDE).enumerate().take(count) {
+                    // SAFETY: the weight has this row of k columns, and a block, rounded up, fits a converted row.
+                    unsafe { weight.convert(s, first + row, k, start, columns, to.as_mut_ptr()) }
+                }
+                for index in 0..tile_count {
+                    let row = index * tile_rows;
+                    let part = Part {
+                        steps: columns.div_ceil(S::LANES),
+                        is_first: start == 0,
+                        is_last: start + columns == k,
+                        row,
+                        rows: tile_rows.min(to.rows - row),
+                        column: first,
+                        columns: count,
+                    };
+                    // SAFETY: the tile has the activations of the block, the rows were converted above, the sums are those of
+                    // the tile, and nothing else uses the elements of the output meanwhile.
+                    unsafe {
+                        let x = tiles.as_ptr().add(index * tile_len + start * tile_rows);
+                        let (w, sums) = (rows.as_ptr(), sums.as_mut_ptr().add(index * sums_len));
+                        // A short last tile is done with as few rows as cover it.
+                        match (tile_rows, part.rows) {
+                            (6, 5..) => part.multiply::<S, 6>(s, w, x, sums, to),
+                            (6, 3..) => part.multiply::<S, 4>(s, w, x, sums, to),
+                            (4, 3..) => part.multiply::<S, 4>(s, w, x, sums, to),
+                            (3, 3) => part.multiply::<S, 3>(s, w, x, sums, to),
+                            _ => part.multiply::<S, 2>(s, w, x, sums, to),
+                        }
                     }
                 }
             }
@@ -238,141 +273,75 @@ impl<W: Packed> Kernel for Panel<'_, W> {
     }
 }
 
-/// One tile of the result over one block of columns.
+/// A tile of the result over one block of columns.
 struct Part {
-    k: usize,
-    /// Whether the block is the first.
-    first: bool,
+    /// Vectors of the block.
+    steps: usize,
+    is_first: bool,
+    is_last: bool,
     /// The first row of activations, and how many.
     row: usize,
     rows: usize,
+    /// The first column of the output, and how many.
+    column: usize,
+    columns: usize,
 }
 
 impl Part {
     /// # Safety
-    /// `x` has `k` columns of `S::TILE_ROWS >= R` elements, `panel` as many of two vectors, and nothing else uses the
-    /// elements of the output meanwhile.
+    /// `w` has `ROWS` rows of `steps` vectors, `x` as many steps of a tile of activations of at least `M` rows, `sums` the vectors of a
+    /// tile, which hold the sums of the blocks before, and nothing else uses the elements of the output meanwhile.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, const R: usize>(
+    unsafe fn multiply<S: Simd, const M: usize>(
         &self,
         s: S,
+        w: *const f32,
         x: *const f32,
-        panel: *const f32,
+        kept: *mut f32,
         to: &Output<'_>,
     ) {
-        // SAFETY: the caller's promise is the same.
-        let sums =
-            unsafe { tile::<S, f32, R>(s, x, 1, S::TILE_ROWS, panel, 2 * S::LANES, self.k, 2 * S::LANES) };
-        let bias = if self.first { to.bias } else { None };
-        for (r, sums) in sums.into_iter().enumerate().take(self.rows) {
-            let start = to.start + (self.row + r) * to.stride;
+        let mut sums = [[s.splat(0.0); ROWS]; M];
+        let place = |t: usize, r: usize| (t * ROWS + r) * S::LANES;
+        let x_step = most_activations::<S>() * S::LANES;
+        // SAFETY: the caller promises these vectors.
+        unsafe {
+            if !self.is_first {
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.load(kept.add(place(t, r)));
+                    }
+                }
+            }
+            for step in 0..self.steps {
+                let (w, x) = (w.add(step * S::LANES), x.add(step * x_step));
+                let mut row = [s.splat(0.0); M];
+                for (t, row) in row.iter_mut().enumerate() {
+                    *row = s.load(x.add(t * S::LANES));
+                }
+                for r in 0..ROWS {
+                    let weight = s.load(w.add(r * ROW_STRIDE));
+                    for (sums, &row) in sums.iter_mut().zip(&row) {
+                        sums[r] = s.mul_add(weight, row, sums[r]);
+                    }
+                }
+            }
+            if !self.is_last {
+                for (t, sums) in sums.iter().enumerate() {
+                    for (r, sum) in sums.iter().enumerate() {
+                        s.store(kept.add(place(t, r)), *sum);
+                    }
+                }
+                return;
+            }
+        }
+        for (t, sums) in reduce(s, &sums).into_iter().enumerate().take(self.rows) {
+            let start = to.start + (self.row + t) * to.stride + self.column;
             // SAFETY: nothing else uses the elements of the output meanwhile.
-            let out = unsafe { to.out.slice(start..start + to.columns) };
-            for (half, sum) in sums.into_iter().enumerate() {
-                let from = half * S::LANES;
-                let n = to.columns.saturating_sub(from).min(S::LANES);
-                if n == 0 {
-                    continue;
-                }
-                // SAFETY: n elements of the row, and of the bias, follow `from`.
-                unsafe {
-                    let out = out.as_mut_ptr().add(from);
-                    let sum = match bias {
-                        Some(bias) => s.add(sum, s.load_partial(bias[from..from + n].as_ptr(), n)),
-                        None => sum,
-                    };
-                    let sum =
-                        if to.accumulate || !self.first { s.add(s.load_partial(out, n), sum) } else { sum };
-                    s.store_partial(out, n, sum);
-                }
+            let out = unsafe { to.out.slice(start..start + self.columns) };
+            for (r, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+                let bias = to.bias.map_or(0.0, |bias| bias[self.column + r]);
+                *out = if to.accumulate { *out + (sum + bias) } else { sum + bias };
             }
         }
-    }
-}
-
-/// Transposes `rows` rows (at most `width`) of `columns` elements into `[columns, width]`; the rest of `width` becomes zeros.
-///
-/// # Safety
-/// The rows, `stride` apart, are readable; `columns`, rounded up to whole vectors, times `width` elements are writable, and
-/// `width` is a whole number of vectors.
-#[inline(always)]
-pub(crate) unsafe fn pack_transposed<S: Simd, E: Element>(
-    s: S,
-    from: *const E,
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    to: *mut f32,
-    width: usize,
-) {
-    for row in (0..width).step_by(S::LANES) {
-        let left = rows.saturating_sub(row).min(S::LANES);
-        for column in (0..columns).step_by(S::LANES) {
-            let n = (columns - column).min(S::LANES);
-            // SAFETY: n elements of `left` rows follow here, and there is room for a vector of every column. Without
-            // rows left, nothing is read, and the address is not formed beyond the rows.
-            unsafe {
-                let from = if left == 0 { from } else { from.add(row * stride + column) };
-                s.transpose(from, stride, left, n, to.add(column * width + row), width);
-            }
-        }
-    }
-}
-
-/// A tile of a product in registers: `Σ a[r, i] · b[i, ..]` over `i < k`, for `R` rows of `a` and the first `n` columns of
-/// `b`, at most two vectors of them; further columns become zeros.
-///
-/// # Safety
-/// Elements `r * a_row + i * a_column` of `a`, and `n` elements at every `i * b_row` of `b`, are readable.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "two strided matrices and their shape, as in every BLAS")]
-pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize>(
-    s: S,
-    a: *const f32,
-    a_row: usize,
-    a_column: usize,
-    b: *const E,
-    b_row: usize,
-    k: usize,
-    n: usize,
-) -> [[S::F32; 2]; R] {
-    let mut sums = [[s.splat(0.0); 2]; R];
-    // SAFETY: the caller promises these elements.
-    unsafe {
-        if n >= 2 * S::LANES {
-            for i in 0..k {
-                let b = b.add(i * b_row);
-                let b = [E::load(s, b), E::load(s, b.add(S::LANES))];
-                add_outer(s, &mut sums, a.add(i * a_column), a_row, b);
-            }
-        } else {
-            let low = n.min(S::LANES);
-            for i in 0..k {
-                let b = b.add(i * b_row);
-                let b = [E::load_partial(s, b, low), E::load_partial(s, b.add(low), n - low)];
-                add_outer(s, &mut sums, a.add(i * a_column), a_row, b);
-            }
-        }
-    }
-    sums
-}
-
-/// Adds the products of `R` elements of `a`, `a_row` apart, with two vectors.
-///
-/// # Safety
-/// The elements are readable.
-#[inline(always)]
-unsafe fn add_outer<S: Simd, const R: usize>(
-    s: S,
-    sums: &mut [[S::F32; 2]; R],
-    a: *const f32,
-    a_row: usize,
-    [low, high]: [S::F32; 2],
-) {
-    for (r, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the caller promises the element.
-        let factor = s.splat(unsafe { *a.add(r * a_row) });
-        sums[0] = s.mul_add(factor, low, sums[0]);
-        sums[1] = s.mul_add(factor, high, sums[1]);
     }
 }

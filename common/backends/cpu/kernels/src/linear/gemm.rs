@@ -7,9 +7,8 @@
 use std::ops::Range;
 
 use crate::elementwise::silu_mul_assign;
-use crate::isa::{Isa, Kernel};
+use crate::isa::Isa;
 use crate::shared::{Queue, SharedMut};
-use crate::simd::Simd;
 use crate::weight::WeightRows;
 use crate::{Elements, Scratch, ThreadPool, Weight};
 
@@ -17,7 +16,7 @@ use super::Product;
 use super::fma::Fma;
 
 /// Packed activations that are multiplied with one panel after the other: they should stay in a core's second-level cache.
-const BLOCK_BYTES: usize = 1280 * 1024;
+const BLOCK_BYTES: usize = 640 * 1024;
 
 /// Packed activations at a time, to bound the memory.
 const PACKED_BYTES: usize = 16 * 1024 * 1024;
@@ -30,8 +29,8 @@ pub(super) trait Engine: Copy + Sync {
     fn tile_rows(self) -> usize;
     /// Length of a packed tile of activations with `k` columns.
     fn packed_tile_len(self, k: usize) -> usize;
-    /// Length of a worker's memory for a panel with `k` columns.
-    fn panel_len(self, k: usize) -> usize;
+    /// Length of a worker's memory for a panel with `k` columns and so many tiles of activations.
+    fn panel_len(self, k: usize, tiles: usize) -> usize;
     /// Gets the thread ready for `multiply`; dropping the result undoes that.
     fn enter(self) -> impl Sized;
     /// Packs the rows of a tile of activations, at most [`tile_rows`](Self::tile_rows) of `k` elements.
@@ -122,7 +121,7 @@ impl Problem<'_> {
         let block_rows = tiles.div_ceil(blocks) * tile_rows;
         let at_once = (whole(PACKED_BYTES) * tile_rows / block_rows).max(1) * block_rows;
 
-        let panel_len = engine.panel_len(self.k);
+        let panel_len = engine.panel_len(self.k, block_rows / tile_rows);
         // Of a gated product, the second half is kept until the first is there.
         let up_len = block_rows * engine.panel_rows();
         let weights = self.products.iter().flat_map(|product| [Some(&product.weight), product.up.as_ref()]);
@@ -239,17 +238,5 @@ impl Problem<'_> {
             }
             return;
         }
-    }
-}
-
-/// Asks for the shape of the vectors of an instruction set: `(LANES, TILE_ROWS)`.
-pub(crate) struct VectorShape;
-
-impl Kernel for VectorShape {
-    type Output = (usize, usize);
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize) {
-        (S::LANES, S::TILE_ROWS)
     }
 }

@@ -218,7 +218,7 @@ impl<E: Element> Kernel for Columns<'_, E> {
         let Rows { m, stride, .. } = *self.x;
         assert!(self.weight.len() == self.n * self.k && self.x.x.len() >= (m - 1) * stride + self.k);
         // As many accumulators as keep the multipliers busy and the registers full.
-        let rows = if S::REGISTERS >= 32 || m <= 2 { 4 } else { 2 };
+        let rows = if S::REGISTERS >= 16 || m <= 2 { 4 } else { 2 };
         let mut i = 0;
         while i < self.n {
             let left = self.n - i;
@@ -240,24 +240,27 @@ impl<E: Element> Kernel for Columns<'_, E> {
 }
 
 impl<E: Element> Columns<'_, E> {
-    /// Rows `i..i + R` with all activations, up to four at a time.
+    /// Rows `i..i + R` with all activations, as many at a time as the registers hold, in parts of nearly one size.
     ///
     /// # Safety
     /// There are as many rows, and the slices are as long as the shapes say.
     #[inline(always)]
     unsafe fn tokens<S: Simd, const R: usize>(&self, s: S, i: usize) {
         let mut t = 0;
-        while t < self.x.m {
+        for parts in (1..=self.x.m.div_ceil(most_activations::<S>())).rev() {
+            let n = (self.x.m - t).div_ceil(parts);
             // SAFETY: as many activations are left; the rest is the caller's promise.
             unsafe {
-                match self.x.m - t {
+                match n {
                     1 => self.block::<S, R, 1>(s, i, t),
                     2 => self.block::<S, R, 2>(s, i, t),
                     3 => self.block::<S, R, 3>(s, i, t),
-                    _ => self.block::<S, R, 4>(s, i, t),
+                    4 => self.block::<S, R, 4>(s, i, t),
+                    5 => self.block::<S, R, 5>(s, i, t),
+                    _ => self.block::<S, R, 6>(s, i, t),
                 }
             }
-            t += 4;
+            t += n;
         }
     }
 
@@ -280,12 +283,22 @@ impl<E: Element> Columns<'_, E> {
     }
 }
 
+/// How many activations are multiplied with four rows at a time: their sums, themselves and a row of weights fill the
+/// registers. With few registers there are fewer rows instead.
+pub(super) const fn most_activations<S: Simd>() -> usize {
+    match S::REGISTERS {
+        32.. => 6,
+        16.. => 3,
+        _ => 4,
+    }
+}
+
 /// The inner products, over `k` elements, of `M` rows of `x` with `R` rows of `w`.
 ///
 /// # Safety
 /// The rows, `x_stride` and `w_stride` apart, have `k` readable elements each.
 #[inline(always)]
-pub(crate) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
+pub(super) unsafe fn dots<S: Simd, E: Element, const R: usize, const M: usize>(
     s: S,
     w: *const E,
     w_stride: usize,

@@ -5,9 +5,9 @@
 //! run through [`gemm`], blocked for the caches, on the fused multiply-add units or, where the machine has one, the
 //! matrix unit.
 //!
-//! A row of the result is the same, bit for bit, for every number of rows up to the limit ([`GEMV_ROWS`] or
-//! [`GEMV_ROWS_AMX`]), and the same for every number above it. Between the two it differs in the order of its sums, and on
-//! the matrix unit in the last bits of its products too.
+//! A row of the result is the same, bit for bit, for every number of rows: both ways add in one order. Quantised weights and
+//! the matrix unit are the exceptions: there it is the same up to the limit ([`GEMV_ROWS_QUANTIZED`] or [`GEMV_ROWS_AMX`]), and
+//! the same above it, but above it quantised weights are rounded to fp32, and the unit's products differ in their last bits.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -20,15 +20,15 @@ mod stage;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use amx::is_available as amx_is_available;
-pub(crate) use fma::{pack_transposed, tile};
-pub(crate) use gemm::VectorShape;
-pub(crate) use gemv::dots;
 
 use crate::shared::SharedMut;
-use crate::{Scratch, ThreadPool, Weight};
+use crate::{Isa, Scratch, ThreadPool, Weight};
 
-/// Up to how many rows of activations are multiplied row by row: packing the weights does not pay for fewer.
-const GEMV_ROWS: usize = 16;
+/// Up to how many rows of activations are multiplied row by row: converting the weights apart does not pay for fewer.
+const GEMV_ROWS: usize = 24;
+
+/// As [`GEMV_ROWS`], where a weight is quantised: decoding it for each few rows again costs more.
+const GEMV_ROWS_QUANTIZED: usize = 16;
 
 /// As [`GEMV_ROWS`], where the alternative is the matrix unit.
 const GEMV_ROWS_AMX: usize = 8;
@@ -83,8 +83,8 @@ impl Product<'_> {
 ///
 /// Sums are in fp32. With the instruction set `amx`, more than 8 rows and no fp32 weights in the group, each product also loses
 /// at most about 2⁻¹⁶ of itself, and 2⁻¹⁵ with quantised weights of more than 16 bits, which are those of eight bits and
-/// those with offsets. A row of the result does not depend on how many others there are, as long as they are at most 8 (16
-/// without `amx`), or more than that.
+/// those with offsets. A row of the result does not depend on how many others there are; with `amx` (but for fp32 weights) and
+/// with quantised weights only as long as they are at most 8 (16 without `amx`), or more than that.
 ///
 /// # Panics
 /// If the weights do not all have `K = columns` of the first, or a slice is shorter than its shape says.
@@ -165,10 +165,24 @@ fn multiply(
     }
     assert!(x_stride >= k || m == 1, "rows of the activations do not overlap");
     assert!(x.len() >= (m - 1) * x_stride + k, "the activations have m rows");
-    let gemv_rows = if gemm::on_matrix_unit(pool.isa(), products) { GEMV_ROWS_AMX } else { GEMV_ROWS };
-    if m <= gemv_rows {
+    if m <= gemv_rows(pool.isa(), products) {
         gemv::multiply(pool, scratch, x, m, x_stride, products);
     } else {
         gemm::multiply(pool, scratch, x, m, x_stride, products);
+    }
+}
+
+/// Up to how many rows of activations a group of products runs through [`gemv`].
+fn gemv_rows(isa: Isa, products: &[Product<'_>]) -> usize {
+    let quantized = |weight: &Weight<'_>| matches!(weight, Weight::Quantized(_));
+    if gemm::on_matrix_unit(isa, products) {
+        GEMV_ROWS_AMX
+    } else if products
+        .iter()
+        .any(|product| quantized(&product.weight) || product.up.as_ref().is_some_and(quantized))
+    {
+        GEMV_ROWS_QUANTIZED
+    } else {
+        GEMV_ROWS
     }
 }

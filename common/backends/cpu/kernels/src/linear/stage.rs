@@ -1,13 +1,12 @@
 //! Activations in the order in which the blocks of quantised weights come.
 
-use crate::isa::Kernel;
+use crate::isa::{Kernel, VectorShape};
 use crate::simd::Simd;
 use crate::weight::QuantizedMatrix;
 use crate::{Scratch, ThreadPool, Weight};
 
 use super::Product;
 use super::decode::is_paired;
-use super::gemm::VectorShape;
 use super::gemv::Rows;
 use crate::scratch::WorkerScratch;
 

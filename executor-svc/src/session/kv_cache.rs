@@ -1,0 +1,207 @@
+//! A sequence's cache together with its part of the memory budget.
+
+use std::sync::Arc;
+
+use roundhouse_backend::{BackendError, Cache, Model};
+use roundhouse_engine::{CacheKind, MemoryPlan};
+
+use super::{KvMemory, KvMemoryExhausted, KvReservation};
+
+/// Tokens by which a reservation grows.
+pub const KV_BLOCK_TOKENS: usize = 64;
+
+/// What the keys and values of an engine's sequences cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvCost {
+    plan: MemoryPlan,
+    /// Caches that are inputs of a graph of fixed shapes: as long as the engine allows, whatever the sequence needs.
+    whole: Option<usize>,
+}
+
+impl KvCost {
+    /// Of an engine whose caches are of this kind, for sequences of at most `max_seq_len` tokens.
+    #[must_use]
+    pub fn new(plan: MemoryPlan, kind: CacheKind, max_seq_len: usize) -> Self {
+        let whole = match kind {
+            CacheKind::StaticV1 | CacheKind::StaticV2 => Some(max_seq_len),
+            CacheKind::None | CacheKind::InPlace => None,
+        };
+        Self { plan, whole }
+    }
+
+    /// Bytes to reserve for so many tokens of a sequence of at most `capacity`: whole blocks of [`KV_BLOCK_TOKENS`], but
+    /// no more than the sequence can have.
+    #[must_use]
+    pub fn bytes(&self, tokens: usize, capacity: usize) -> u64 {
+        let blocks = tokens.div_ceil(KV_BLOCK_TOKENS).saturating_mul(KV_BLOCK_TOKENS);
+        match self.whole {
+            _ if tokens == 0 => 0,
+            Some(whole) => self.plan.kv_bytes(whole as u64),
+            None => self.plan.kv_bytes(blocks.min(capacity) as u64),
+        }
+    }
+
+    /// The most tokens, at most `limit`, whose bytes are at most `bytes`.
+    #[must_use]
+    pub fn tokens_in(&self, bytes: u64, limit: usize) -> usize {
+        let (mut fits, mut too_many) = (0, limit.saturating_add(1));
+        while too_many - fits > 1 {
+            let middle = fits + (too_many - fits) / 2;
+            if self.bytes(middle, middle) <= bytes { fits = middle } else { too_many = middle }
+        }
+        fits
+    }
+}
+
+/// A sequence's cache, which is there from its first step until it is dropped; it comes back, empty, with the next one.
+/// What it has reserved of the memory grows with its tokens, since it touches its memory only as far as it has them.
+pub struct KvCache {
+    cost: Arc<KvCost>,
+    capacity: usize,
+    /// Dropped before the reservation: its bytes are free when the budget says so.
+    cache: Option<Box<dyn Cache>>,
+    reservation: KvReservation,
+}
+
+impl KvCache {
+    /// For a sequence of at most `capacity` tokens. It holds nothing yet.
+    ///
+    /// # Errors
+    /// [`KvMemoryExhausted`] when so many tokens would not fit the whole memory.
+    pub fn new(
+        cost: Arc<KvCost>,
+        capacity: usize,
+        memory: &Arc<KvMemory>,
+    ) -> Result<Self, KvMemoryExhausted> {
+        let wanted = cost.bytes(capacity, capacity);
+        if wanted > memory.total() {
+            return Err(KvMemoryExhausted { wanted, used: memory.used(), total: memory.total() });
+        }
+        Ok(Self { cost, capacity, cache: None, reservation: memory.reserve() })
+    }
+
+    /// Tokens in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.len())
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens that it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes that it has reserved.
+    #[must_use]
+    pub fn reserved(&self) -> u64 {
+        self.reservation.bytes()
+    }
+
+    /// Reserves the memory of so many tokens.
+    ///
+    /// # Errors
+    /// [`KvMemoryExhausted`]; then nothing has changed.
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), KvMemoryExhausted> {
+        self.reservation.grow(self.cost.bytes(tokens, self.capacity))
+    }
+
+    /// The cache, made if there is none. Its memory must have been reserved: [`KvCache::reserve`].
+    ///
+    /// # Errors
+    /// As [`Model::new_cache`].
+    pub fn open(&mut self, model: &dyn Model) -> Result<&mut dyn Cache, BackendError> {
+        let cache = match self.cache.take() {
+            Some(cache) => cache,
+            None => model.new_cache(self.capacity)?,
+        };
+        Ok(self.cache.insert(cache).as_mut())
+    }
+
+    /// The cache, where there is one.
+    pub fn get(&mut self) -> Option<&mut dyn Cache> {
+        match &mut self.cache {
+            Some(cache) => Some(cache.as_mut()),
+            None => None,
+        }
+    }
+
+    /// Forgets all tokens from `len` on, and more where it must: see [`Cache::truncate`]. What is reserved stays: the
+    /// memory has been touched.
+    pub fn truncate(&mut self, len: usize) {
+        if let Some(cache) = &mut self.cache {
+            cache.truncate(len);
+        }
+    }
+
+    /// Drops the cache and returns its memory; how many bytes that was.
+    pub fn clear(&mut self) -> u64 {
+        let bytes = self.reserved();
+        self.cache = None;
+        self.reservation.clear();
+        bytes
+    }
+
+    /// Says whether a session holds it that no generation runs in.
+    pub(super) fn set_idle(&mut self, is_idle: bool) {
+        self.reservation.set_idle(is_idle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roundhouse_engine::KvRing;
+
+    use super::*;
+
+    fn plan() -> MemoryPlan {
+        MemoryPlan { kv_bytes_per_token: 10, ..MemoryPlan::default() }
+    }
+
+    #[test]
+    fn a_cache_costs_whole_blocks_up_to_its_capacity() {
+        let cost = KvCost::new(plan(), CacheKind::InPlace, 1000);
+        for (tokens, held) in [(0, 0), (1, 64), (64, 64), (65, 128), (193, 200), (200, 200)] {
+            assert_eq!(cost.bytes(tokens, 200), held * 10, "{tokens}");
+        }
+        let fixed = KvCost::new(plan(), CacheKind::StaticV2, 1000);
+        assert_eq!((fixed.bytes(0, 200), fixed.bytes(1, 200)), (0, 10_000));
+    }
+
+    #[test]
+    fn layers_that_keep_only_their_latest_tokens_stop_costing() {
+        let kv_rings = vec![KvRing { tokens: 128, bytes_per_token: 6 }];
+        let cost = KvCost::new(MemoryPlan { kv_rings, ..plan() }, CacheKind::InPlace, 1000);
+        assert_eq!(cost.bytes(128, 1000), 1280);
+        assert_eq!(cost.bytes(192, 1000), 1280 + 64 * 4);
+    }
+
+    #[test]
+    fn the_tokens_that_fit_are_the_most_whose_bytes_do() {
+        let cost = KvCost::new(plan(), CacheKind::InPlace, 1000);
+        assert_eq!(cost.tokens_in(2000, 1000), 200);
+        assert_eq!(cost.tokens_in(2009, 1000), 200);
+        assert_eq!((cost.tokens_in(u64::MAX, 1000), cost.tokens_in(9, 1000)), (1000, 0));
+        let fixed = KvCost::new(plan(), CacheKind::StaticV1, 1000);
+        assert_eq!((fixed.tokens_in(9_999, 1000), fixed.tokens_in(10_000, 1000)), (0, 1000));
+    }
+
+    #[test]
+    fn a_cache_that_could_never_fit_is_refused_at_once() {
+        let memory = KvMemory::new(1999);
+        let cost = Arc::new(KvCost::new(plan(), CacheKind::InPlace, 1000));
+        let refused = KvCache::new(Arc::clone(&cost), 200, &memory).err();
+        assert_eq!(refused, Some(KvMemoryExhausted { wanted: 2000, used: 0, total: 1999 }));
+        let mut cache = KvCache::new(cost, 199, &memory).unwrap();
+        assert_eq!((cache.reserved(), cache.len(), cache.capacity()), (0, 0, 199));
+        cache.reserve(65).unwrap();
+        assert_eq!(memory.used(), 1280);
+        assert_eq!((cache.clear(), memory.used()), (1280, 0));
+    }
+}
