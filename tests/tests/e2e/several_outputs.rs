@@ -27,8 +27,7 @@ fn warm(seed: u64) -> SamplingOptions {
 async fn each_output_is_what_its_seed_gives_alone() {
     let engine = engine().await;
     let mut several = request(SamplingOptions { n: Some(3), ..warm(u64::MAX) });
-    several.response =
-        Some(ResponseOptions { echo: Some(true), ..ResponseOptions::default() });
+    several.response = Some(ResponseOptions { echo: Some(true), ..ResponseOptions::default() });
     let outputs = engine.generate_all(several.clone()).await.unwrap();
     assert_eq!(outputs.iter().map(|output| output.index).collect::<Vec<_>>(), [0, 1, 2]);
     let prompt_tokens = outputs[0].echo.as_ref().unwrap().token_ids.len() as u32;
