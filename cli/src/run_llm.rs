@@ -8,10 +8,11 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use roundhouse_engine::Precision;
 use roundhouse_proto::executor::executor_client::ExecutorClient;
+use roundhouse_proto::executor::speculative::Method;
 use roundhouse_proto::executor::{
     ChatMessage, ChatMessages, GenerateRequest, GetLoadRequest, LoadEngineRequest, LoadEngineResponse,
-    LoadedEngine, ResponseOptions, StoppingOptions, TokenIds, TokenizeRequest, generate_request,
-    tokenize_request,
+    LoadedEngine, PromptLookup, ResponseOptions, Speculative, StoppingOptions, TokenIds, TokenizeRequest,
+    generate_request, tokenize_request,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -40,6 +41,9 @@ pub(crate) struct RunLlmArgs {
     /// Print what ended the output too.
     #[arg(long)]
     include_stop: bool,
+    /// Guess up to so many tokens at a time from what followed the latest ones before.
+    #[arg(long, value_name = "TOKENS")]
+    prompt_lookup: Option<u32>,
     /// Only the last so many tokens of the prompt.
     #[arg(long, value_name = "TOKENS")]
     truncate_prompt_tokens: Option<u32>,
@@ -319,6 +323,10 @@ fn generation(
         response: Some(ResponseOptions::default()),
         truncate_prompt_tokens: args.truncate_prompt_tokens,
         guided: args.guided.guided()?,
+        speculative: args.prompt_lookup.map(|tokens| {
+            let lookup = PromptLookup { max_ngram: None, num_draft_tokens: Some(tokens) };
+            Speculative { method: Some(Method::PromptLookup(lookup)) }
+        }),
         ..GenerateRequest::default()
     })
 }

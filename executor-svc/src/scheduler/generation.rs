@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::LogitsRequest;
+use roundhouse_backend::{LogitsRequest, Sequence};
 use roundhouse_guided::{Accepted, TokenGuide};
 use roundhouse_sampling::{Restriction, Sampled, SamplingError};
 use roundhouse_text::{ChatMessage, Tokenizer};
@@ -24,6 +24,10 @@ pub(super) struct Generation {
     output_tokens: usize,
     answer: String,
     scores: Option<PromptScores>,
+    /// The tokens of the step that runs, where guesses follow the one that is pending; else empty.
+    drafted: Vec<u32>,
+    draft_tokens: usize,
+    accepted_draft_tokens: usize,
     submitted: Instant,
     started: Option<Instant>,
     /// When the prompt was done: the time of the first token, or of the prompt's last score.
@@ -56,6 +60,9 @@ impl Generation {
             output_tokens: 0,
             answer: String::new(),
             scores,
+            drafted: Vec::new(),
+            draft_tokens: 0,
+            accepted_draft_tokens: 0,
             submitted,
             started: None,
             prefilled: None,
@@ -91,11 +98,52 @@ impl Generation {
         lengths.is_some_and(|(cached, length)| scores.needs(&(cached..length)))
     }
 
+    /// Its part of a step that computes so many of the pending tokens, and guesses after them: at most `draft_rows`, from
+    /// which they are taken. None where it has no cache.
+    pub(super) fn sequence<'a>(
+        &'a mut self,
+        tokens: usize,
+        draft_rows: &mut usize,
+        logits: &'a mut Vec<f32>,
+    ) -> Option<Sequence<'a>> {
+        self.draft(tokens, *draft_rows);
+        *draft_rows -= self.drafted.len().saturating_sub(1);
+        let request = self.logits_request(tokens);
+        let state = self.request.lease.state()?;
+        let cached = state.cache.len();
+        let cache = state.cache.get()?;
+        let pending = &state.tokens[cached..cached + tokens];
+        let tokens = if self.drafted.is_empty() { pending } else { &self.drafted };
+        Some(Sequence { cache, tokens, request, logits })
+    }
+
+    /// Guesses what follows the pending token, where it is the only one.
+    fn draft(&mut self, tokens: usize, limit: usize) {
+        self.drafted.clear();
+        let Some(speculative) = self.request.speculative else { return };
+        let Some(state) = self.request.lease.state() else { return };
+        let [.., last] = state.tokens[..] else { return };
+        if tokens != 1 || state.cache.len() + 1 != state.tokens.len() {
+            return;
+        }
+        // Each guess that is right is followed by one token more, and both need places.
+        let allowed = self.request.limits.max_tokens.saturating_sub(self.output_tokens + 1);
+        let room = state.cache.capacity().saturating_sub(state.tokens.len() + 1);
+        self.drafted.push(last);
+        speculative.draft(&state.tokens, limit.min(allowed).min(room), &mut self.drafted);
+        // The memory of guesses is not planned: without any that is free there are none.
+        let has_memory = state.cache.reserve(state.cache.len() + self.drafted.len()).is_ok();
+        if self.drafted.len() == 1 || !has_memory {
+            self.drafted.clear();
+        }
+    }
+
     /// The logits that a step needs which computes so many of the pending tokens.
-    pub(super) fn logits_request(&mut self, tokens: usize) -> LogitsRequest {
+    fn logits_request(&mut self, tokens: usize) -> LogitsRequest {
         let Some(state) = self.request.lease.state() else { return LogitsRequest::None };
         let step = state.cache.len()..state.cache.len() + tokens;
         match &self.scores {
+            _ if !self.drafted.is_empty() => LogitsRequest::All,
             Some(scores) if scores.needs(&step) => LogitsRequest::All,
             _ if step.end == state.tokens.len() => LogitsRequest::Last,
             _ => LogitsRequest::None,
@@ -155,9 +203,12 @@ impl Generation {
         Progress::Ended
     }
 
-    /// Takes the logits of a step that computed so many tokens, as many rows as [`Generation::logits_request`] asked for,
+    /// Takes the logits of a step that computed so many tokens, as many rows as its [`Generation::sequence`] asked for,
     /// and tells the client what they say: the scores of the prompt's tokens, and after its last one the next token.
     pub(super) fn advance(&mut self, logits: &mut [f32], tokens: usize, now: Instant) -> Progress {
+        if !self.drafted.is_empty() {
+            return self.verify(logits, now);
+        }
         let mut delta = Delta::default();
         let mut rows = 1;
         if let (Some(scores), Some(state)) = (&mut self.scores, self.request.lease.state()) {
@@ -181,10 +232,38 @@ impl Generation {
         if delta.prompt_logprobs.is_empty() { Progress::Running } else { self.send(delta) }
     }
 
+    /// Takes the logits that follow each token of a step with guesses: chooses a token from each as long as the one before
+    /// was guessed right, and takes the others out of the cache.
+    fn verify(&mut self, logits: &mut [f32], now: Instant) -> Progress {
+        let step = std::mem::take(&mut self.drafted);
+        let (mut delta, mut outcome) = (Delta::default(), Ok(None));
+        self.draft_tokens += step.len() - 1;
+        for (place, row) in logits.chunks_exact_mut(logits.len() / step.len()).enumerate() {
+            outcome = self.choose(&mut delta, row, now);
+            if !matches!(outcome, Ok(None)) || step.get(place + 1) != delta.tokens.last() {
+                break;
+            }
+            self.accepted_draft_tokens += 1;
+        }
+        if let Some(state) = self.request.lease.state() {
+            // The last token is chosen and not computed.
+            state.cache.truncate(state.tokens.len() - 1);
+        }
+        self.drafted = step;
+        self.drafted.clear();
+        self.tell(delta, outcome)
+    }
+
     /// Takes the logits that follow the last token of the history: chooses the next token, and tells the client of it and
     /// of what `delta` has already.
     fn next_token(&mut self, mut delta: Delta, logits: &mut [f32], now: Instant) -> Progress {
-        match self.choose(&mut delta, logits, now) {
+        let outcome = self.choose(&mut delta, logits, now);
+        self.tell(delta, outcome)
+    }
+
+    /// Tells the client what a step gave, and why it was the last one, if it was.
+    fn tell(&mut self, delta: Delta, outcome: Result<Option<FinishReason>, GenerateError>) -> Progress {
+        match outcome {
             Ok(None) => self.send(delta),
             Ok(Some(reason)) => self.finish(delta, reason),
             Err(error) => self.fail(error),
@@ -294,6 +373,8 @@ impl Generation {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens,
+            draft_tokens: self.draft_tokens,
+            accepted_draft_tokens: self.accepted_draft_tokens,
             queue: between(Some(self.submitted), self.started),
             prefill: between(self.started, self.prefilled),
             decode: between(self.prefilled, self.last_token),

@@ -2,6 +2,7 @@
 //!
 //! `policy` decides what is done next and knows no clock and no model; `worker` does it; `handle` is the way to it.
 
+mod drafts;
 mod fairness;
 mod generation;
 mod handle;
@@ -14,6 +15,7 @@ mod request;
 mod step_clock;
 mod worker;
 
+pub use drafts::PromptLookup;
 pub use fairness::TenantId;
 pub use handle::{Load, Scheduler, SchedulerConfig, SchedulerParts, SubmitError};
 pub use latency::Latencies;

@@ -10,6 +10,7 @@ use roundhouse_sampling::{Sampled, Sampler, SamplingError, TokenScore};
 use roundhouse_text::{Detokenizer, StopMatcher};
 use tokio::sync::mpsc;
 
+use super::drafts::PromptLookup;
 use super::prompt_scores::PromptLogprobs;
 use crate::session::{KvMemoryExhausted, Lease};
 
@@ -36,6 +37,8 @@ pub struct Request {
     pub stop_strings: StopMatcher,
     /// What the output must be; `None` for anything.
     pub guide: Option<TokenGuide>,
+    /// How tokens are guessed; `None` for one token a step. The engine must give the logits of several tokens of a step.
+    pub speculative: Option<PromptLookup>,
     /// When to stop.
     pub limits: Limits,
     /// Whether the turn came as messages, so that the answer joins the session's conversation.
@@ -119,6 +122,10 @@ pub struct Finish {
     pub cached_tokens: usize,
     /// Output tokens.
     pub output_tokens: usize,
+    /// Tokens that were guessed.
+    pub draft_tokens: usize,
+    /// Of those, right.
+    pub accepted_draft_tokens: usize,
     /// From submission to the first step.
     pub queue: Duration,
     /// From the first step to the first token, or to the prompt's last score where no token is made.

@@ -109,6 +109,8 @@ fn usage(finish: &Finish) -> proto::Usage {
         prompt_tokens: count(finish.prompt_tokens),
         cached_tokens: count(finish.cached_tokens),
         output_tokens: count(finish.output_tokens),
+        draft_tokens: count(finish.draft_tokens),
+        accepted_draft_tokens: count(finish.accepted_draft_tokens),
     }
 }
 

@@ -11,7 +11,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use super::caller::Caller;
-use super::options::Options;
+use super::options::{Options, speculative};
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
 use crate::scheduler::{Cancellation, Delta, Echo, GenerateError, PromptLogprobs, Request};
@@ -78,6 +78,7 @@ impl ExecutorService {
         let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
         let mut options =
             Options::read(&engine, message.sampling, message.stopping, message.response, message.guided)?;
+        options.speculative = speculative(&engine, message.speculative)?;
         if options.outputs > 1 && session.is_some() {
             let message = "n is more than 1: a session goes on with one output";
             return Err(Failure::invalid_field("sampling.n", message));
@@ -148,6 +149,7 @@ impl ExecutorService {
                 detokenizer,
                 stop_strings: options.stop_strings.clone(),
                 guide: guide.map_err(|error| failure::of_guide(&error))?,
+                speculative: options.speculative,
                 limits: options.limits.clone(),
                 deadline: caller.deadline,
                 cancellation: cancellation.clone(),

@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 
+use roundhouse_engine::CacheKind;
 use roundhouse_guided::{Guide, TokenGuide};
 use roundhouse_proto::executor::generate_request::Guided;
-use roundhouse_proto::executor::{ResponseOptions, SamplingOptions, StoppingOptions};
+use roundhouse_proto::executor::speculative::Method;
+use roundhouse_proto::executor::{ResponseOptions, SamplingOptions, Speculative, StoppingOptions};
 use roundhouse_rpc::Failure;
 use roundhouse_sampling::{Constraints, MAX_BAD_WORDS, MAX_TOP_LOGPROBS, Sampler, SamplingParams};
 use roundhouse_text::{StopMatcher, Tokenizer};
 
 use super::failure;
 use crate::engine::LoadedEngine;
-use crate::scheduler::Limits;
+use crate::scheduler::{Limits, PromptLookup};
 
 /// Outputs of one request.
 const MAX_OUTPUTS: u32 = 16;
@@ -19,6 +21,11 @@ const MAX_OUTPUTS: u32 = 16;
 const MAX_BAD_WORD_TEXTS: usize = MAX_BAD_WORDS / 2;
 /// Bytes of one of them.
 const MAX_BAD_WORD_BYTES: usize = 256;
+
+/// Tokens that are guessed at a time, and those that are looked for.
+const MAX_DRAFT_TOKENS: u32 = 16;
+const DEFAULT_NGRAM: u32 = 3;
+const DEFAULT_DRAFT_TOKENS: u32 = 5;
 
 /// What a call asks for beside its input.
 pub(super) struct Options {
@@ -40,6 +47,8 @@ pub(super) struct Options {
     pub(super) max_tokens: Option<usize>,
     /// When to stop.
     pub(super) limits: Limits,
+    /// How tokens are guessed.
+    pub(super) speculative: Option<PromptLookup>,
     /// What the output must be.
     pub(super) guide: Option<TokenGuide>,
 }
@@ -104,6 +113,7 @@ impl Options {
                 stop_tokens,
                 include_stop,
             },
+            speculative: None,
             guide: guided.map(|guided| guide(engine, guided)).transpose()?,
         })
     }
@@ -176,6 +186,36 @@ fn guide(engine: &LoadedEngine, guided: Guided) -> Result<TokenGuide, Failure> {
     };
     let compiled = engine.grammars().and_then(|grammars| grammars.compile(&guide));
     compiled.map_err(|error| failure::of_guide(&error).at_field(guide.kind()))
+}
+
+/// How a call wants tokens to be guessed, which its engine must be able to verify.
+pub(super) fn speculative(
+    engine: &LoadedEngine,
+    speculative: Option<Speculative>,
+) -> Result<Option<PromptLookup>, Failure> {
+    let Some(Method::PromptLookup(lookup)) = speculative.and_then(|speculative| speculative.method) else {
+        return Ok(None);
+    };
+    let options = &engine.manifest().options;
+    if options.cache != CacheKind::InPlace && !options.all_logits {
+        let message =
+            "speculative needs an engine with an in_place cache or all_logits, which this one is not";
+        return Err(Failure::invalid_field("speculative", message));
+    }
+    let bounded = |name: &str, value: u32| {
+        if (1..=MAX_DRAFT_TOKENS).contains(&value) {
+            return Ok(value as usize);
+        }
+        let message = format!("{name} is {value}: expected 1 to {MAX_DRAFT_TOKENS}");
+        Err(Failure::invalid_field(format!("speculative.prompt_lookup.{name}"), message))
+    };
+    Ok(Some(PromptLookup {
+        max_ngram: bounded("max_ngram", lookup.max_ngram.unwrap_or(DEFAULT_NGRAM))?,
+        num_draft_tokens: bounded(
+            "num_draft_tokens",
+            lookup.num_draft_tokens.unwrap_or(DEFAULT_DRAFT_TOKENS),
+        )?,
+    }))
 }
 
 fn top_logprobs(field: &str, count: Option<u32>) -> Result<Option<usize>, Failure> {

@@ -19,6 +19,7 @@ mod sampling;
 mod sessions;
 mod several_outputs;
 mod sliding_windows;
+mod speculative;
 mod streaming_text;
 #[cfg(feature = "tensorrt")]
 mod tensorrt_engines;
