@@ -22,6 +22,9 @@ pub(crate) struct QuantizationArgs {
     /// Columns of a weight that share a scale in int8 and fp8 (128 by default) and int4 (32).
     #[arg(long, value_name = "COLUMNS")]
     group_size: Option<u32>,
+    /// int4 without the offset that each group has beside its scale: half a bit a weight less, and less exact.
+    #[arg(long)]
+    symmetric: bool,
 }
 
 /// The form asked for.
@@ -53,20 +56,26 @@ impl FromStr for FormatChoice {
 impl QuantizationArgs {
     /// As the compiler takes it. A group size that fits no format is the compiler's to refuse.
     pub(crate) fn message(self) -> Option<WeightQuantization> {
-        let automatic = self.quantization.0 == WeightFormat::Unspecified && self.group_size.is_none();
-        (!automatic)
-            .then(|| WeightQuantization { format: self.quantization.0.into(), group_size: self.group_size })
+        let automatic =
+            self.quantization.0 == WeightFormat::Unspecified && self.group_size.is_none() && !self.symmetric;
+        (!automatic).then(|| WeightQuantization {
+            format: self.quantization.0.into(),
+            group_size: self.group_size,
+            symmetric: self.symmetric.then_some(true),
+        })
     }
 }
 
-/// What an engine was built with, as executors name it: `none`, `checkpoint`, `int4:32`.
+/// What an engine was built with, as executors name it: `none`, `checkpoint`, `int4:32`, `int4:32:symmetric`.
 pub(crate) fn name(built: Option<&WeightQuantization>) -> String {
     // An engine of a compiler without this option has none.
     let format = built.map_or(WeightFormat::None, WeightQuantization::format);
     let name = FORMATS.iter().find(|(_, known)| *known == format).map_or("?", |(name, _)| *name);
+    let symmetric = format == WeightFormat::Int4 && built.is_some_and(|built| built.symmetric == Some(true));
+    let symmetric = if symmetric { ":symmetric" } else { "" };
     match built.and_then(|built| built.group_size) {
-        Some(group_size) => format!("{name}:{group_size}"),
-        None => name.to_owned(),
+        Some(group_size) => format!("{name}:{group_size}{symmetric}"),
+        None => format!("{name}{symmetric}"),
     }
 }
 
@@ -135,7 +144,10 @@ mod tests {
         }
         let message = asked(&["--quantization", "int4", "--group-size", "64"]).unwrap();
         assert_eq!((message.format(), name(Some(&message))), (WeightFormat::Int4, "int4:64".to_owned()));
-        // The compiler says what is wrong with a group size without a format.
+        let message = asked(&["--quantization", "int4", "--group-size", "32", "--symmetric"]).unwrap();
+        assert_eq!((message.symmetric, name(Some(&message))), (Some(true), "int4:32:symmetric".to_owned()));
+        // The compiler says what is wrong with a group size or symmetry without a format.
+        assert_eq!(asked(&["--symmetric"]).unwrap().symmetric, Some(true));
         assert_eq!(asked(&["--group-size", "64"]).unwrap().group_size, Some(64));
         assert_eq!(name(None), "none");
     }

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 
 use roundhouse_backend::{BackendError, Builder, WeightSource};
 use roundhouse_engine::{EngineOptions, WeightQuantization};
-use roundhouse_graph::{
-    Graph, Node, Op, Origin, PassReport, Quantization, QuantizedLinearAttributes, ValueId,
-};
+use roundhouse_graph::{Graph, Node, Op, Origin, PassReport, QuantizedLinearAttributes, ValueId};
 use roundhouse_lowering::{packed_weights, weight_only_quantization};
 
 use crate::pipeline::CompileError;
@@ -43,8 +41,8 @@ pub(crate) fn quantize(
 ) -> Result<Quantized, CompileError> {
     match asked {
         Some(WeightQuantization::None) => Ok(Quantized::decoded(graph)),
-        Some(WeightQuantization::Compiler(quantization)) => {
-            by_compiler(graph, quantization, options, source, builder)
+        Some(WeightQuantization::Compiler(attributes)) => {
+            by_compiler(graph, attributes, options, source, builder)
         }
         Some(WeightQuantization::Checkpoint) => {
             let found = as_in_checkpoint(graph, options, source, builder)?;
@@ -102,14 +100,13 @@ fn not_packed(found: &Quantized, builder: &dyn Builder) -> CompileError {
 
 fn by_compiler(
     graph: Graph,
-    quantization: Quantization,
+    attributes: QuantizedLinearAttributes,
     options: &EngineOptions,
     source: &dyn WeightSource,
     builder: &dyn Builder,
 ) -> Result<Quantized, CompileError> {
-    let asked = WeightQuantization::Compiler(quantization);
+    let asked = WeightQuantization::Compiler(attributes);
     let options = EngineOptions { quantization: asked, ..*options };
-    let attributes = QuantizedLinearAttributes { quantization, has_offsets: false };
     if !builder.multiplies_quantized(attributes, &options) {
         return Err(CompileError::Options(BackendError::Unsupported {
             backend: builder.kind().name(),
@@ -125,12 +122,12 @@ fn by_compiler(
     let columns: BTreeSet<i64> = weights_of_products(&graph)
         .filter_map(|(weight, _)| graph.value(weight).shape.last()?.as_constant())
         .collect();
-    let (graph, report) = weight_only_quantization(graph, quantization)?;
+    let (graph, report) = weight_only_quantization(graph, attributes)?;
     if report.counts.get("quantized_linears").copied().unwrap_or(0) == 0 {
         let columns: Vec<_> = columns.iter().map(ToString::to_string).collect();
         return Err(CompileError::Option {
             field: "quantization.group_size",
-            found: quantization.group_size.to_string(),
+            found: attributes.quantization.group_size.to_string(),
             allowed: format!("what divides the columns of its weights ({})", columns.join(", ")),
         });
     }

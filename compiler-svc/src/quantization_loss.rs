@@ -131,7 +131,7 @@ fn name(matrix: &WeightExpr) -> String {
 #[cfg(test)]
 mod tests {
     use roundhouse_backend::evaluate_rows;
-    use roundhouse_graph::{Quantization, QuantizedPart, WeightFormat};
+    use roundhouse_graph::{Quantization, QuantizedLinearAttributes, QuantizedPart, WeightFormat};
 
     use super::*;
 
@@ -161,7 +161,8 @@ mod tests {
 
     fn part(of: WeightExpr, part: QuantizedPart) -> WeightExpr {
         let quantization = Quantization { format: WeightFormat::Int8, group_size: 2 };
-        WeightExpr::Quantized { of: Box::new(of), quantization, part }
+        let attributes = QuantizedLinearAttributes { quantization, has_offsets: false };
+        WeightExpr::Quantized { of: Box::new(of), attributes, part }
     }
 
     fn evaluate(source: &dyn WeightSource, expr: &WeightExpr, rows: Range<u64>) {

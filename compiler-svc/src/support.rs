@@ -153,6 +153,7 @@ impl SupportTable {
 fn quantized(builder: &dyn Builder, precision: Precision) -> Vec<QuantizedForm> {
     let multiplies = |form: &QuantizedForm| {
         let quantization = Quantization { format: form.format, group_size: group_size(form.format) };
+        let attributes = QuantizedLinearAttributes { quantization, has_offsets: form.has_offsets };
         let options = EngineOptions {
             precision,
             cache: CacheKind::InPlace,
@@ -160,11 +161,10 @@ fn quantized(builder: &dyn Builder, precision: Precision) -> Vec<QuantizedForm> 
             max_seq_len: 1,
             max_batch_size: 1,
             all_logits: false,
-            quantization: WeightQuantization::Compiler(quantization),
+            quantization: WeightQuantization::Compiler(attributes),
             targets: ComputeCapabilities::default(),
             tensorrt: None,
         };
-        let attributes = QuantizedLinearAttributes { quantization, has_offsets: form.has_offsets };
         builder.multiplies_quantized(attributes, &options)
     };
     QuantizedForm::ALL.into_iter().filter(multiplies).collect()

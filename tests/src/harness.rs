@@ -23,11 +23,11 @@ pub use executor::{Executor, LoadedEngine};
 pub use gated::{Gate, GatedRuntime};
 pub use generated::Generated;
 pub use node::Node;
+pub(crate) use requests::cache_message;
 pub use requests::{
-    SMOLLM2_MAX_SEQ_LEN, chat, compile_options, compile_request, prompt, smollm2_request, tiny_llama_request,
-    tokens,
+    SMOLLM2_MAX_SEQ_LEN, chat, compile_options, compile_request, precision_message, prompt, smollm2_request,
+    tiny_llama_request, tokens,
 };
-pub(crate) use requests::{cache_message, precision_message};
 pub use shared::{Shared, engine_files, shared, smollm2};
 pub use status::{field, metadata, reason};
 

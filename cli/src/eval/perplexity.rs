@@ -47,7 +47,8 @@ pub(super) struct PerplexityArgs {
     #[arg(long, value_name = "WINDOWS")]
     windows: Option<usize>,
     /// Ways to keep the weights, each in an engine of its own, compared with the first: fp32, fp16, bf16, checkpoint (as
-    /// it has them quantised), int8, int4, fp8, or with a group size int4:64. Comma-separated.
+    /// it has them quantised), int8, int4, fp8, or with a group size int4:64, or without offsets int4:64:symmetric.
+    /// Comma-separated.
     #[arg(long, value_delimiter = ',', value_name = "VARIANT,…")]
     compare: Vec<Variant>,
     /// Print one JSON object.

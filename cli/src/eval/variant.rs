@@ -6,6 +6,8 @@ use anyhow::ensure;
 use roundhouse_proto::compiler::{CompileOptions, Precision, WeightFormat, WeightQuantization};
 use roundhouse_proto::executor::LoadedEngine;
 
+use crate::quantization;
+
 /// A way to keep a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Variant {
@@ -21,7 +23,7 @@ pub(super) enum UnknownVariant {
     /// Not a known word.
     #[error(
         "unknown variant {0:?}: expected one of fp32, fp16, bf16, checkpoint, int8, int4, fp8, or with a group size \
-         int8:64, int4:64, fp8:64"
+         int8:64, int4:64, fp8:64, or without offsets int4:symmetric, int4:64:symmetric"
     )]
     Name(String),
     /// A group size that is none, or of a form that has none.
@@ -34,16 +36,23 @@ impl FromStr for Variant {
 
     fn from_str(text: &str) -> Result<Self, UnknownVariant> {
         let lower = text.to_ascii_lowercase();
-        let (name, group_size) = match lower.split_once(':') {
-            Some((name, size)) => (name, Some(size)),
+        let (form, symmetric) = match lower.strip_suffix(":symmetric") {
+            Some(form) => (form, Some(true)),
             None => (lower.as_str(), None),
         };
+        let (name, group_size) = match form.split_once(':') {
+            Some((name, size)) => (name, Some(size)),
+            None => (form, None),
+        };
+        if symmetric.is_some() && name != "int4" {
+            return Err(UnknownVariant::Name(text.to_owned()));
+        }
         let bad_group_size = || UnknownVariant::GroupSize(text.to_owned());
         let group_size = group_size
             .map(|size| size.parse().ok().filter(|&size: &u32| size > 0).ok_or_else(bad_group_size))
             .transpose()?;
         let quantized = |format: WeightFormat| {
-            Ok(Self::Quantized(WeightQuantization { format: format.into(), group_size }))
+            Ok(Self::Quantized(WeightQuantization { format: format.into(), group_size, symmetric }))
         };
         let whole = |variant| if group_size.is_some() { Err(bad_group_size()) } else { Ok(variant) };
         match name {
@@ -64,7 +73,8 @@ impl Variant {
     pub(super) fn apply(self, options: &mut CompileOptions) {
         let (precision, quantization) = match self {
             Self::Precision(precision) => {
-                let none = WeightQuantization { format: WeightFormat::None.into(), group_size: None };
+                let none =
+                    WeightQuantization { format: WeightFormat::None.into(), ..WeightQuantization::default() };
                 (Some(precision.into()), none)
             }
             Self::Quantized(quantization) => (options.precision, quantization),
@@ -77,15 +87,13 @@ impl Variant {
     pub(super) fn check(self, engine: &LoadedEngine) -> anyhow::Result<()> {
         let (precision, quantization) = match self {
             Self::Precision(precision) => (precision.as_str_name().strip_prefix("PRECISION_"), "none".into()),
-            Self::Quantized(quantization) => {
-                let format = quantization.format().as_str_name();
-                let format = format.trim_start_matches("WEIGHT_FORMAT_").to_lowercase();
-                (None, quantization.group_size.map_or(format.clone(), |size| format!("{format}:{size}")))
-            }
+            Self::Quantized(quantization) => (None, quantization::name(Some(&quantization))),
         };
         let found = engine.quantization.as_str();
         // Without a group size any is right.
-        let matches = found == quantization || found.split(':').next() == Some(&quantization);
+        let (form, size) = parts(found);
+        let (asked_form, asked_size) = parts(&quantization);
+        let matches = form == asked_form && (asked_size.is_none() || asked_size == size);
         ensure!(
             matches && precision.is_none_or(|precision| precision.eq_ignore_ascii_case(&engine.precision)),
             "the engine {} is {} with weights {found}, asked for were weights {quantization}{}",
@@ -94,6 +102,15 @@ impl Variant {
             precision.map(|precision| format!(" in {}", precision.to_lowercase())).unwrap_or_default()
         );
         Ok(())
+    }
+}
+
+/// The format with whether it is symmetric, and the group size, of a name such as `int4:32:symmetric`.
+fn parts(name: &str) -> ((&str, bool), Option<&str>) {
+    let (form, symmetric) = name.strip_suffix(":symmetric").map_or((name, false), |form| (form, true));
+    match form.split_once(':') {
+        Some((format, size)) => ((format, symmetric), Some(size)),
+        None => ((form, symmetric), None),
     }
 }
 
@@ -122,7 +139,12 @@ mod tests {
 
     #[test]
     fn what_is_no_variant_is_refused() {
-        for (text, named) in [("int3", "int3"), ("", "expected one of"), ("none", "expected one of")] {
+        for (text, named) in [
+            ("int3", "int3"),
+            ("", "expected one of"),
+            ("none", "expected one of"),
+            ("int8:symmetric", "int8"),
+        ] {
             assert!(text.parse::<Variant>().unwrap_err().to_string().contains(named), "{text}");
         }
         for text in ["int4:", "int4:0", "int4:x", "fp16:64", "checkpoint:64"] {
@@ -142,6 +164,8 @@ mod tests {
             ("fp16", "fp16", "none"),
             ("int8", "fp16", "int8:128"),
             ("int4:64", "fp32", "int4:64"),
+            ("int4:symmetric", "fp16", "int4:32:symmetric"),
+            ("int4:64:symmetric", "fp16", "int4:64:symmetric"),
             ("checkpoint", "fp16", "checkpoint"),
         ] {
             check(variant, &engine(precision, quantization)).unwrap();
@@ -152,6 +176,8 @@ mod tests {
             ("int8", "fp16", "none"),
             ("int8", "fp16", "int4:32"),
             ("int4:64", "fp16", "int4:32"),
+            ("int4", "fp16", "int4:32:symmetric"),
+            ("int4:symmetric", "fp16", "int4:32"),
         ] {
             let error = check(variant, &engine(precision, quantization)).unwrap_err().to_string();
             assert!(error.contains(quantization), "{error}");

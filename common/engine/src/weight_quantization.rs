@@ -1,6 +1,6 @@
 //! How an engine keeps the weights of matrix products.
 
-use roundhouse_graph::Quantization;
+use roundhouse_graph::{Quantization, QuantizedLinearAttributes, WeightFormat};
 use serde::{Deserialize, Serialize};
 
 /// How an engine keeps the weights of its matrix products. Activations, norms and embeddings are never quantised.
@@ -12,8 +12,8 @@ pub enum WeightQuantization {
     None,
     /// As the checkpoint has them quantised; those that it has not, in the engine's precision.
     Checkpoint,
-    /// Quantised by the compiler: symmetric, each group of columns with a scale of its own.
-    Compiler(Quantization),
+    /// Quantised by the compiler, each group of columns with a scale of its own and, where there are offsets, an offset.
+    Compiler(QuantizedLinearAttributes),
 }
 
 impl WeightQuantization {
@@ -24,14 +24,16 @@ impl WeightQuantization {
     }
 }
 
-/// `none`, `checkpoint`, or format and group size: `int4:32`.
+/// `none`, `checkpoint`, or format and group size: `int8:128`, `int4:32`; `int4:32:symmetric` without offsets.
 impl std::fmt::Display for WeightQuantization {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::None => f.write_str("none"),
             Self::Checkpoint => f.write_str("checkpoint"),
-            Self::Compiler(Quantization { format, group_size }) => {
-                write!(f, "{}:{group_size}", format.name())
+            Self::Compiler(QuantizedLinearAttributes { quantization, has_offsets }) => {
+                let Quantization { format, group_size } = quantization;
+                let symmetric = *format == WeightFormat::Int4 && !has_offsets;
+                write!(f, "{}:{group_size}{}", format.name(), if symmetric { ":symmetric" } else { "" })
             }
         }
     }
@@ -39,17 +41,25 @@ impl std::fmt::Display for WeightQuantization {
 
 #[cfg(test)]
 mod tests {
-    use roundhouse_graph::WeightFormat;
-
     use super::*;
 
     #[test]
     fn json_and_text() {
-        let int4 = WeightQuantization::Compiler(Quantization { format: WeightFormat::Int4, group_size: 32 });
+        let compiler = |format, group_size, has_offsets| {
+            let quantization = Quantization { format, group_size };
+            WeightQuantization::Compiler(QuantizedLinearAttributes { quantization, has_offsets })
+        };
+        let [int4, symmetric] = [true, false].map(|offsets| compiler(WeightFormat::Int4, 32, offsets));
+        let int8 = compiler(WeightFormat::Int8, 128, false);
+        assert_eq!([symmetric, int8].map(|value| value.to_string()), ["int4:32:symmetric", "int8:128"]);
         for (value, json, text) in [
             (WeightQuantization::None, r#"{"kind":"none"}"#, "none"),
             (WeightQuantization::Checkpoint, r#"{"kind":"checkpoint"}"#, "checkpoint"),
-            (int4, r#"{"kind":"compiler","format":"int4","group_size":32}"#, "int4:32"),
+            (
+                int4,
+                r#"{"kind":"compiler","quantization":{"format":"int4","group_size":32},"has_offsets":true}"#,
+                "int4:32",
+            ),
         ] {
             assert_eq!(serde_json::to_string(&value).unwrap(), json);
             assert_eq!(serde_json::from_str::<WeightQuantization>(json).unwrap(), value);

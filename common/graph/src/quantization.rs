@@ -62,4 +62,6 @@ pub enum QuantizedPart {
     Values,
     /// The scales `[N, K / group_size]`.
     Scales,
+    /// The offsets `[N, K / group_size]`.
+    Offsets,
 }

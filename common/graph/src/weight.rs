@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Quantization, QuantizedPart};
+use crate::{QuantizedLinearAttributes, QuantizedPart};
 
 /// A recipe for a weight. Leaves are tensors of the checkpoint by name; a builder evaluates it a weight at a time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,12 +37,12 @@ pub enum WeightExpr {
         /// The parts, in order.
         parts: Vec<WeightExpr>,
     },
-    /// A part of a matrix `[N, K]` that the compiler quantises, symmetrically and each group by itself.
+    /// A part of a matrix `[N, K]` that the compiler quantises, each group by itself.
     Quantized {
         /// The matrix.
         of: Box<WeightExpr>,
         /// How.
-        quantization: Quantization,
+        attributes: QuantizedLinearAttributes,
         /// Which part.
         part: QuantizedPart,
     },

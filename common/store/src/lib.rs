@@ -2,7 +2,8 @@
 //!
 //! An [`EngineStore`] is a local folder or a bucket of S3, Google Cloud Storage or Azure, through [`object_store`]. It
 //! holds blobs by their SHA-256 and a manifest for each engine, which is written last and once. A [`LocalCache`] brings
-//! an engine's blobs to local disk, verified, once for all engines and processes that use them.
+//! an engine's blobs to local disk, verified, once for all engines and processes that use them. [`Versions`] are small
+//! records that several processes write in turn.
 
 #![forbid(unsafe_code)]
 
@@ -14,11 +15,13 @@ mod digest;
 mod engine_store;
 mod error;
 mod options;
+mod place;
 mod progress;
 mod publish;
 mod read;
 mod staging;
 mod upload;
+mod versions;
 
 pub use cache::{CacheLimits, CacheUsage, LocalCache, PulledEngine};
 pub use delete::Deleted;
@@ -27,3 +30,4 @@ pub use error::{Source, StoreError};
 pub use options::StoreOptions;
 pub use progress::{NoProgress, TransferProgress, TransferUpdate};
 pub use publish::Published;
+pub use versions::{Version, Versions, Written};

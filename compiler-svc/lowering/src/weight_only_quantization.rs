@@ -24,9 +24,9 @@ pub const WEIGHT_ONLY_QUANTIZATION: &str = "weight_only_quantization";
 /// When a group is of no whole bytes ([`LoweringError::Options`]).
 pub fn weight_only_quantization(
     graph: Graph,
-    quantization: Quantization,
+    attributes: QuantizedLinearAttributes,
 ) -> Result<(Graph, PassReport), LoweringError> {
-    let Quantization { format, group_size } = quantization;
+    let Quantization { format, group_size } = attributes.quantization;
     let group_bits = u64::from(group_size) * u64::from(format.bits());
     if group_bits == 0 || !group_bits.is_multiple_of(8) {
         return Err(LoweringError::Options {
@@ -50,13 +50,13 @@ pub fn weight_only_quantization(
         } else if format != WeightFormat::Int8 && output_layers.contains(&id) {
             heads += 1;
         } else {
-            let part = |part| WeightExpr::Quantized { of: Box::new(expr.clone()), quantization, part };
+            let part = |part| WeightExpr::Quantized { of: Box::new(expr.clone()), attributes, part };
             let parts = Parts {
-                attributes: QuantizedLinearAttributes { quantization, has_offsets: false },
+                attributes,
                 dtype: DType::F16,
                 values: part(QuantizedPart::Values),
                 scales: part(QuantizedPart::Scales),
-                offsets: None,
+                offsets: attributes.has_offsets.then(|| part(QuantizedPart::Offsets)),
             };
             quantize(&mut rewriter, id, parts)?;
             quantized += 1;

@@ -195,7 +195,7 @@ fn an_embedding_keeps_what_it_shares_with_a_product() {
     let table = graph.add_weight("table", DType::F32, &[8, 8], WeightExpr::tensor("a"));
     let embedded = graph.add_node(Op::Embedding, &[ids, table]).unwrap();
     graph.add_output("embedded", embedded);
-    let quantization = Quantization { format: WeightFormat::Int8, group_size: 4 };
+    let quantization = attributes(WeightFormat::Int8, 4, false);
     assert_eq!(packed_weights(graph.clone(), &source, &|_| true).unwrap().1.counts["left_linears"], 1);
     assert_eq!(weight_only_quantization(graph, quantization).unwrap().1.counts["left_shared"], 1);
 }
@@ -207,33 +207,44 @@ fn untied(precision: Precision) -> (Graph, Model) {
     (lower(model.graph.clone(), &options).unwrap().0, model)
 }
 
-/// The weight of a product as its bytes and scales have it.
+fn attributes(format: WeightFormat, group_size: u32, has_offsets: bool) -> QuantizedLinearAttributes {
+    QuantizedLinearAttributes { quantization: Quantization { format, group_size }, has_offsets }
+}
+
+/// The weight of a product as its bytes, scales and offsets have it.
 fn decoded(
     graph: &Graph,
     source: &dyn WeightSource,
     inputs: &[ValueId],
-    quantization: Quantization,
+    attributes: QuantizedLinearAttributes,
 ) -> Vec<f32> {
-    let [values, scales] = [inputs[1], inputs[2]].map(|id| {
+    let QuantizedLinearAttributes { quantization, has_offsets } = attributes;
+    let part = |id: ValueId| {
         let (.., expr) = graph.weights().find(|(weight, ..)| *weight == id).unwrap();
         let shape = expr_shape(source, expr).unwrap();
         let mut out = vec![f32::NAN; shape.iter().product::<u64>() as usize];
         evaluate_rows(source, expr, 0..shape[0], &mut out).unwrap();
         out
-    });
+    };
+    let [values, scales] = [inputs[1], inputs[2]].map(part);
+    let offsets = if has_offsets { part(inputs[3]) } else { vec![0.0; scales.len()] };
     let numbers = values.iter().flat_map(|&byte| match quantization.format {
         WeightFormat::Int8 => vec![f32::from(byte as u8 as i8)],
         _ => vec![f32::from(byte as u8 & 15) - 8.0, f32::from(byte as u8 >> 4) - 8.0],
     });
     let group_size = quantization.group_size as usize;
-    numbers.enumerate().map(|(index, number)| number * scales[index / group_size]).collect()
+    let number =
+        |(index, number): (usize, f32)| number * scales[index / group_size] + offsets[index / group_size];
+    numbers.enumerate().map(number).collect()
 }
 
 #[test]
 fn quantised_products_compute_with_the_weights_that_their_bytes_stand_for() {
     let mut differences = Vec::new();
-    for (format, heads) in [(WeightFormat::Int8, 0), (WeightFormat::Int4, 1)] {
-        let quantization = Quantization { format, group_size: 8 };
+    for (format, has_offsets, heads) in
+        [(WeightFormat::Int8, false, 0), (WeightFormat::Int4, false, 1), (WeightFormat::Int4, true, 1)]
+    {
+        let quantization = attributes(format, 8, has_offsets);
         let (graph, model) = untied(Precision::Fp32);
         let (quantized, report) = weight_only_quantization(graph.clone(), quantization).unwrap();
         let linears = ops(&graph).iter().filter(|&&op| op == "linear").count() as u64;
@@ -268,15 +279,17 @@ fn quantised_products_compute_with_the_weights_that_their_bytes_stand_for() {
         let exact = run(&graph, &model.weights, &inputs);
         differences.push(difference(found["logits"].floats(), exact["logits"].floats()));
     }
-    // Steps of int4 are sixteen times those of int8.
-    assert!(0.0 < differences[0] && 4.0 * differences[0] < differences[1], "{differences:?}");
+    // Steps of int4 are sixteen times those of int8, with offsets a little less.
+    for int4 in &differences[1..] {
+        assert!(0.0 < differences[0] && 4.0 * differences[0] < *int4, "{differences:?}");
+    }
 }
 
 #[test]
 fn a_tied_output_layer_and_groups_that_do_not_divide_are_left() {
     let graph = lower(tiny_llama().graph, &options(CacheKind::InPlace)).unwrap().0;
     let quantize = |group_size| {
-        weight_only_quantization(graph.clone(), Quantization { format: WeightFormat::Int8, group_size })
+        weight_only_quantization(graph.clone(), attributes(WeightFormat::Int8, group_size, false))
     };
     let (_, report) = quantize(8).unwrap();
     assert_eq!((report.counts["left_shared"], report.counts["left_indivisible"]), (1, 0));
@@ -284,7 +297,8 @@ fn a_tied_output_layer_and_groups_that_do_not_divide_are_left() {
     assert_eq!((left == graph, report.counts["quantized_linears"]), (true, 0));
     assert!(report.counts["left_indivisible"] > 0);
     for (format, group_size) in [(WeightFormat::Int8, 0), (WeightFormat::Int4, 3)] {
-        let error = weight_only_quantization(graph.clone(), Quantization { format, group_size }).unwrap_err();
+        let attributes = attributes(format, group_size, false);
+        let error = weight_only_quantization(graph.clone(), attributes).unwrap_err();
         assert!(matches!(error, LoweringError::Options { option: "group_size", .. }), "{error}");
     }
 }
@@ -292,12 +306,12 @@ fn a_tied_output_layer_and_groups_that_do_not_divide_are_left() {
 #[test]
 fn other_values_keep_the_precision() {
     let (graph, _) = untied(Precision::Bf16);
-    let quantization = Quantization { format: WeightFormat::Int4, group_size: 8 };
+    let quantization = attributes(WeightFormat::Int4, 8, true);
     let (quantized, _) = weight_only_quantization(graph.clone(), quantization).unwrap();
     for (_, value, _) in quantized.weights() {
         let expected = match value.name.rsplit('.').next() {
             Some("values") => DType::U8,
-            Some("scales") => DType::F16,
+            Some("scales" | "offsets") => DType::F16,
             _ => DType::Bf16,
         };
         assert_eq!(value.dtype, expected, "{}", value.name);

@@ -1,7 +1,7 @@
 //! How weights are kept.
 
 use roundhouse_engine::WeightQuantization;
-use roundhouse_graph::{Quantization, WeightFormat};
+use roundhouse_graph::{Quantization, QuantizedLinearAttributes, WeightFormat};
 use roundhouse_proto::compiler as proto;
 use roundhouse_rpc::Failure;
 
@@ -9,6 +9,7 @@ use super::unknown_value;
 
 const FORMAT: &str = "options.quantization.format";
 const GROUP_SIZE: &str = "options.quantization.group_size";
+const SYMMETRIC: &str = "options.quantization.symmetric";
 
 /// Columns that share a scale where the request does not say.
 const fn default_group_size(format: WeightFormat) -> u32 {
@@ -20,26 +21,34 @@ const fn default_group_size(format: WeightFormat) -> u32 {
 
 /// What an engine was built with.
 pub(crate) fn message(quantization: WeightQuantization) -> proto::WeightQuantization {
-    let (format, group_size) = match quantization {
-        WeightQuantization::None => (proto::WeightFormat::None, None),
-        WeightQuantization::Checkpoint => (proto::WeightFormat::Checkpoint, None),
-        WeightQuantization::Compiler(Quantization { format, group_size }) => {
-            let format = match format {
+    let whole = |format: proto::WeightFormat| proto::WeightQuantization {
+        format: format.into(),
+        group_size: None,
+        symmetric: None,
+    };
+    match quantization {
+        WeightQuantization::None => whole(proto::WeightFormat::None),
+        WeightQuantization::Checkpoint => whole(proto::WeightFormat::Checkpoint),
+        WeightQuantization::Compiler(QuantizedLinearAttributes { quantization, has_offsets }) => {
+            let format = match quantization.format {
                 WeightFormat::Int8 => proto::WeightFormat::Int8,
                 WeightFormat::Int4 => proto::WeightFormat::Int4,
                 WeightFormat::Fp8 => proto::WeightFormat::Fp8,
             };
-            (format, Some(group_size))
+            proto::WeightQuantization {
+                format: format.into(),
+                group_size: Some(quantization.group_size),
+                symmetric: Some(!has_offsets),
+            }
         }
-    };
-    proto::WeightQuantization { format: format.into(), group_size }
+    }
 }
 
 /// What a request asks for; `None` is automatic.
 pub(crate) fn asked(
     message: Option<&proto::WeightQuantization>,
 ) -> Result<Option<WeightQuantization>, Failure> {
-    let Some(&proto::WeightQuantization { format, group_size }) = message else { return Ok(None) };
+    let Some(&proto::WeightQuantization { format, group_size, symmetric }) = message else { return Ok(None) };
     let asked = proto::WeightFormat::try_from(format).map_err(|_| unknown_value(FORMAT, Some(format)))?;
     let made = match asked {
         proto::WeightFormat::Int8 => WeightFormat::Int8,
@@ -49,6 +58,10 @@ pub(crate) fn asked(
             if let Some(group_size) = group_size {
                 let what = format!("{GROUP_SIZE} is {group_size}, and only int8, int4 and fp8 have one");
                 return Err(Failure::invalid_field(GROUP_SIZE, what));
+            }
+            if symmetric.is_some() {
+                let what = format!("{SYMMETRIC} is given, and only int8, int4 and fp8 have it");
+                return Err(Failure::invalid_field(SYMMETRIC, what));
             }
             return Ok(match asked {
                 proto::WeightFormat::None => Some(WeightQuantization::None),
@@ -64,7 +77,16 @@ pub(crate) fn asked(
             format!("{GROUP_SIZE} is {group_size}: a group is one or more whole bytes of {}", made.name());
         return Err(Failure::invalid_field(GROUP_SIZE, what));
     }
-    Ok(Some(WeightQuantization::Compiler(Quantization { format: made, group_size })))
+    let symmetric = symmetric.unwrap_or(made != WeightFormat::Int4);
+    if !symmetric && made != WeightFormat::Int4 {
+        let what = format!("{SYMMETRIC} is false: {} is made symmetric only", made.name());
+        return Err(Failure::invalid_field(SYMMETRIC, what));
+    }
+    let quantization = Quantization { format: made, group_size };
+    Ok(Some(WeightQuantization::Compiler(QuantizedLinearAttributes {
+        quantization,
+        has_offsets: !symmetric,
+    })))
 }
 
 #[cfg(test)]
@@ -75,14 +97,21 @@ mod tests {
     use super::*;
 
     fn request(format: proto::WeightFormat, group_size: Option<u32>) -> proto::WeightQuantization {
-        proto::WeightQuantization { format: format.into(), group_size }
+        proto::WeightQuantization { format: format.into(), group_size, symmetric: None }
+    }
+
+    fn symmetric(format: proto::WeightFormat, symmetric: bool) -> proto::WeightQuantization {
+        proto::WeightQuantization { symmetric: Some(symmetric), ..request(format, None) }
     }
 
     #[test]
     fn unset_is_automatic_and_group_sizes_have_defaults() {
         use proto::WeightFormat::{Checkpoint, Fp8, Int4, Int8, None as Decoded, Unspecified};
-        let made =
-            |format, group_size| Some(WeightQuantization::Compiler(Quantization { format, group_size }));
+        let made = |format, group_size| {
+            let quantization = Quantization { format, group_size };
+            let has_offsets = format == WeightFormat::Int4;
+            Some(WeightQuantization::Compiler(QuantizedLinearAttributes { quantization, has_offsets }))
+        };
         for (format, group_size, expected) in [
             (Unspecified, None, None),
             (Decoded, None, Some(WeightQuantization::None)),
@@ -102,6 +131,11 @@ mod tests {
             }
         }
         assert_eq!(asked(None).ok().unwrap(), None);
+        let quantization = Quantization { format: WeightFormat::Int4, group_size: 32 };
+        let without = QuantizedLinearAttributes { quantization, has_offsets: false };
+        let found = asked(Some(&symmetric(Int4, true))).ok().unwrap();
+        assert_eq!(found, Some(WeightQuantization::Compiler(without)));
+        assert_eq!(asked(found.map(message).as_ref()).ok().unwrap(), found);
     }
 
     #[test]
@@ -115,7 +149,10 @@ mod tests {
             (request(Unspecified, Some(32)), GROUP_SIZE, "32"),
             (request(Decoded, Some(32)), GROUP_SIZE, "32"),
             (request(Checkpoint, Some(32)), GROUP_SIZE, "32"),
-            (proto::WeightQuantization { format: 9, group_size: None }, FORMAT, "9"),
+            (symmetric(Checkpoint, true), SYMMETRIC, "given"),
+            (symmetric(Int8, false), SYMMETRIC, "int8"),
+            (symmetric(Fp8, false), SYMMETRIC, "fp8"),
+            (proto::WeightQuantization { format: 9, ..request(Int4, None) }, FORMAT, "9"),
         ];
         for (request, field, named) in cases {
             let status = Status::from(asked(Some(&request)).err().unwrap());

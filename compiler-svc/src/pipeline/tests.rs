@@ -175,7 +175,9 @@ fn tiny_llama() -> PathBuf {
 const LAYERS: usize = 14;
 
 fn made(format: WeightFormat, group_size: u32) -> Option<WeightQuantization> {
-    Some(WeightQuantization::Compiler(Quantization { format, group_size }))
+    let quantization = Quantization { format, group_size };
+    let has_offsets = format == WeightFormat::Int4;
+    Some(WeightQuantization::Compiler(QuantizedLinearAttributes { quantization, has_offsets }))
 }
 
 fn report<'a>(manifest: &'a Manifest, pass: &str) -> Option<&'a PassReport> {

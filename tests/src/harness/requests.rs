@@ -30,7 +30,9 @@ pub fn compile_options(precision: Precision, cache: CacheKind) -> CompileOptions
     }
 }
 
-pub(crate) fn precision_message(precision: Precision) -> compiler::Precision {
+/// A precision as requests have it.
+#[must_use]
+pub fn precision_message(precision: Precision) -> compiler::Precision {
     match precision {
         Precision::Fp32 => compiler::Precision::Fp32,
         Precision::Fp16 => compiler::Precision::Fp16,

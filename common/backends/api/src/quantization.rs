@@ -1,12 +1,12 @@
-//! Quantises weights, a row at a time: symmetric, each group by itself.
+//! Quantises weights, a row at a time, each group by itself: symmetric, or with an offset beside its scale.
 
 use std::ops::AddAssign;
 
 use half::f16;
-use roundhouse_graph::{Quantization, QuantizedPart, WeightFormat};
+use roundhouse_graph::{QuantizedLinearAttributes, QuantizedPart, WeightFormat};
 
-/// Scales that are tried for a group of four bits, as parts of the one that reaches its largest element: a smaller one
-/// cuts the largest and rounds all others more finely.
+/// Scales that are tried for a group of four bits, as parts of the one that reaches its outermost elements: a smaller one
+/// cuts those and rounds all others more finely.
 const TRIED_SCALES: [f32; 9] = [1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8];
 
 /// What the numbers of a matrix lost when they were quantised, as sums over them.
@@ -54,12 +54,20 @@ fn number_of_e4m3(code: u8) -> f32 {
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
+/// What the numbers of a group's codes become: `code · scale + offset`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Steps {
+    scale: f32,
+    offset: f32,
+}
+
 /// The shape of a part of a matrix `[N, K]`, or why there is none.
 pub(crate) fn shape(
-    quantization: Quantization,
+    attributes: QuantizedLinearAttributes,
     part: QuantizedPart,
     matrix: &[u64],
 ) -> Result<Vec<u64>, String> {
+    let quantization = attributes.quantization;
     let [rows, columns] = matrix[..] else {
         return Err(format!("only a matrix can be quantised, the shape is {matrix:?}"));
     };
@@ -67,31 +75,36 @@ pub(crate) fn shape(
     if group_size == 0 || columns % group_size != 0 {
         return Err(format!("groups of {group_size} do not divide {columns} columns"));
     }
+    if attributes.has_offsets && quantization.format != WeightFormat::Int4 {
+        return Err(format!("{} is made without offsets", quantization.format.name()));
+    }
     Ok(match part {
         QuantizedPart::Values => vec![rows, columns * u64::from(quantization.format.bits()) / 8],
-        QuantizedPart::Scales => vec![rows, columns / group_size],
+        QuantizedPart::Scales | QuantizedPart::Offsets => vec![rows, columns / group_size],
     })
 }
 
-/// The part of one row: its bytes as numbers, or its scales, which are exact in fp16. With the bytes it says what was
-/// lost.
+/// The part of one row: its bytes as numbers, or its scales or offsets, which are exact in fp16. With the bytes it says
+/// what was lost.
 pub(crate) fn quantize_row(
-    quantization: Quantization,
+    attributes: QuantizedLinearAttributes,
     part: QuantizedPart,
     row: &[f32],
     out: &mut [f32],
 ) -> QuantizationLoss {
-    let group_size = (quantization.group_size as usize).max(1);
+    let format = attributes.quantization.format;
+    let group_size = (attributes.quantization.group_size as usize).max(1);
     let groups = row.chunks_exact(group_size);
     let width = out.len().checked_div(groups.len()).unwrap_or(0).max(1);
     let mut lost = QuantizationLoss::default();
     for (group, out) in groups.zip(out.chunks_exact_mut(width)) {
-        let scale = scale(quantization.format, group);
+        let steps = steps(format, attributes.has_offsets, group);
         match part {
-            QuantizedPart::Scales => out.fill(scale),
+            QuantizedPart::Scales => out.fill(steps.scale),
+            QuantizedPart::Offsets => out.fill(steps.offset),
             QuantizedPart::Values => {
-                values(quantization.format, group, scale, out);
-                lost += loss(quantization.format, group, scale, out);
+                values(format, group, steps, out);
+                lost += loss(format, group, steps, out);
             }
         }
     }
@@ -100,10 +113,11 @@ pub(crate) fn quantize_row(
 
 /// What a group lost to its bytes.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes are 0 to 255")]
-fn loss(format: WeightFormat, group: &[f32], scale: f32, bytes: &[f32]) -> QuantizationLoss {
+fn loss(format: WeightFormat, group: &[f32], steps: Steps, bytes: &[f32]) -> QuantizationLoss {
     let mut lost = QuantizationLoss::default();
     let mut add = |x: f32, code: u8| {
-        let difference = f64::from(x) - f64::from(quantized_number(format, code) * scale);
+        let difference =
+            f64::from(x) - f64::from(quantized_number(format, code) * steps.scale + steps.offset);
         lost.squared_error += difference * difference;
         lost.squared_norm += f64::from(x) * f64::from(x);
     };
@@ -121,22 +135,39 @@ fn loss(format: WeightFormat, group: &[f32], scale: f32, bytes: &[f32]) -> Quant
     lost
 }
 
-/// The scale of a group; zero for a group of zeros.
-fn scale(format: WeightFormat, group: &[f32]) -> f32 {
+/// The scale and offset of a group; a scale of zero for a group of equal numbers with an offset, or of zeros without.
+fn steps(format: WeightFormat, has_offset: bool, group: &[f32]) -> Steps {
     let largest = group.iter().copied().fold(0.0_f32, |max, x| if x.abs() > max.abs() { x } else { max });
+    let symmetric = |scale: f32| Steps { scale: storable(scale), offset: 0.0 };
     match format {
-        WeightFormat::Int8 => storable(largest.abs() / 127.0),
-        WeightFormat::Fp8 => storable(largest.abs() / 448.0),
+        WeightFormat::Int8 => symmetric(largest.abs() / 127.0),
+        WeightFormat::Fp8 => symmetric(largest.abs() / 448.0),
+        // There are eight steps below zero and seven above: the largest element goes where the eight are.
+        WeightFormat::Int4 if !has_offset => {
+            best_of_four_bits(group, |part| symmetric(largest / -8.0 * part))
+        }
         WeightFormat::Int4 => {
-            // There are eight steps below zero and seven above: the largest element goes where the eight are.
-            let full = largest / -8.0;
-            let candidates = TRIED_SCALES.iter().map(|part| storable(full * part));
-            let error = |scale: f32| -> f32 {
-                group.iter().map(|&x| (x - step(x, scale, -8.0, 7.0) * scale).powi(2)).sum()
-            };
-            candidates.min_by(|&a, &b| error(a).total_cmp(&error(b))).unwrap_or(full)
+            let (low, high) = group
+                .iter()
+                .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
+            let (middle, half) = (f32::midpoint(low, high), (high - low) / 2.0);
+            best_of_four_bits(group, |part| {
+                let scale = storable(half * part / 7.5);
+                // The middle of the codes -8 to 7 is -½.
+                Steps { scale, offset: storable(middle + scale / 2.0) }
+            })
         }
     }
+}
+
+/// Of the steps for each part of the full range those that lose least.
+fn best_of_four_bits(group: &[f32], steps: impl Fn(f32) -> Steps) -> Steps {
+    let error = |steps: &Steps| -> f32 {
+        let number = |x| step(x - steps.offset, steps.scale, -8.0, 7.0) * steps.scale + steps.offset;
+        group.iter().map(|&x| (x - number(x)).powi(2)).sum()
+    };
+    let tried = TRIED_SCALES.iter().map(|&part| steps(part));
+    tried.min_by(|a, b| error(a).total_cmp(&error(b))).unwrap_or_else(|| steps(1.0))
 }
 
 /// As it is stored.
@@ -151,7 +182,8 @@ fn step(x: f32, scale: f32, lowest: f32, highest: f32) -> f32 {
 
 /// The bytes of a group.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "steps are clamped")]
-fn values(format: WeightFormat, group: &[f32], scale: f32, out: &mut [f32]) {
+fn values(format: WeightFormat, group: &[f32], steps: Steps, out: &mut [f32]) {
+    let Steps { scale, offset } = steps;
     match format {
         WeightFormat::Int8 => {
             for (out, &x) in out.iter_mut().zip(group) {
@@ -160,7 +192,7 @@ fn values(format: WeightFormat, group: &[f32], scale: f32, out: &mut [f32]) {
         }
         WeightFormat::Int4 => {
             for (out, pair) in out.iter_mut().zip(group.chunks_exact(2)) {
-                let nibble = |x: f32| (step(x, scale, -8.0, 7.0) + 8.0) as u8;
+                let nibble = |x: f32| (step(x - offset, scale, -8.0, 7.0) + 8.0) as u8;
                 *out = f32::from(nibble(pair[0]) | nibble(pair[1]) << 4);
             }
         }
@@ -187,15 +219,21 @@ fn e4m3(x: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use roundhouse_graph::Quantization;
+
     use super::*;
 
+    const fn attributes(format: WeightFormat, group_size: u32) -> QuantizedLinearAttributes {
+        QuantizedLinearAttributes { quantization: Quantization { format, group_size }, has_offsets: false }
+    }
+
     fn quantized(format: WeightFormat, group_size: u32, row: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let quantization = Quantization { format, group_size };
+        let attributes = attributes(format, group_size);
         let matrix = [1, row.len() as u64];
         let part = |part| {
-            let shape = shape(quantization, part, &matrix).unwrap();
+            let shape = shape(attributes, part, &matrix).unwrap();
             let mut out = vec![f32::NAN; shape[1] as usize];
-            quantize_row(quantization, part, row, &mut out);
+            quantize_row(attributes, part, row, &mut out);
             out
         };
         (part(QuantizedPart::Values), part(QuantizedPart::Scales))
@@ -241,9 +279,9 @@ mod tests {
     #[test]
     fn the_loss_is_of_what_the_bytes_and_the_scale_stand_for() {
         let lost = |format, row: &[f32]| {
-            let quantization = Quantization { format, group_size: row.len() as u32 };
+            let attributes = attributes(format, row.len() as u32);
             let width = row.len() * format.bits() as usize / 8;
-            quantize_row(quantization, QuantizedPart::Values, row, &mut vec![f32::NAN; width])
+            quantize_row(attributes, QuantizedPart::Values, row, &mut vec![f32::NAN; width])
         };
         // Steps of 1: what lies between them is rounded to even.
         let of_int8 = lost(WeightFormat::Int8, &[127.0, 1.5, -2.25, 0.0]);
@@ -256,8 +294,8 @@ mod tests {
         assert_eq!(of_fp8.squared_error, 0.0625 * 0.0625);
         let of_zeros = lost(WeightFormat::Int4, &[0.0, 0.0]);
         assert_eq!((of_zeros, of_zeros.relative_error()), (QuantizationLoss::default(), 0.0));
-        let quantization = Quantization { format: WeightFormat::Int8, group_size: 2 };
-        let of_scales = quantize_row(quantization, QuantizedPart::Scales, &[1.0, 0.3], &mut [0.0]);
+        let int8 = attributes(WeightFormat::Int8, 2);
+        let of_scales = quantize_row(int8, QuantizedPart::Scales, &[1.0, 0.3], &mut [0.0]);
         assert_eq!(of_scales, QuantizationLoss::default());
     }
 
@@ -270,12 +308,36 @@ mod tests {
     }
 
     #[test]
+    fn an_offset_finds_a_grid_that_is_not_around_zero_again() {
+        let with_offsets =
+            QuantizedLinearAttributes { has_offsets: true, ..attributes(WeightFormat::Int4, 16) };
+        let part = |part, row: &[f32]| {
+            let shape = shape(with_offsets, part, &[1, row.len() as u64]).unwrap();
+            let mut out = vec![f32::NAN; shape[1] as usize];
+            (quantize_row(with_offsets, part, row, &mut out), out)
+        };
+        // Sixteen numbers from 0.25 on, a quarter apart; and sixteen equal ones.
+        let grid: Vec<f32> = (1..=16_u8).map(|step| f32::from(step) / 4.0).collect();
+        let row = [&grid[..], &[0.5; 16]].concat();
+        let (lost, bytes) = part(QuantizedPart::Values, &row);
+        assert_eq!((lost.squared_error, bytes.len()), (0.0, 16));
+        // The lowest code is -8: the offset is eight steps above the lowest number.
+        assert_eq!(part(QuantizedPart::Scales, &row).1, [0.25, 0.0]);
+        assert_eq!(part(QuantizedPart::Offsets, &row).1, [2.25, 0.5]);
+        assert_eq!(bytes[..8], [0x10_u8, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe].map(f32::from));
+        // Without offsets the same numbers do not lie on any sixteen steps around zero.
+        let symmetric = attributes(WeightFormat::Int4, 16);
+        assert!(quantize_row(symmetric, QuantizedPart::Values, &row, &mut [0.0; 16]).squared_error > 0.1);
+    }
+
+    #[test]
     fn what_does_not_divide_is_refused() {
-        let quantization = Quantization { format: WeightFormat::Int8, group_size: 3 };
-        assert!(shape(quantization, QuantizedPart::Scales, &[2, 4]).unwrap_err().contains("3"));
-        assert!(shape(quantization, QuantizedPart::Scales, &[4]).is_err());
-        assert!(
-            shape(Quantization { group_size: 0, ..quantization }, QuantizedPart::Values, &[2, 4]).is_err()
-        );
+        let int8 = attributes(WeightFormat::Int8, 3);
+        assert!(shape(int8, QuantizedPart::Scales, &[2, 4]).unwrap_err().contains("3"));
+        assert!(shape(int8, QuantizedPart::Scales, &[4]).is_err());
+        assert!(shape(attributes(WeightFormat::Int8, 0), QuantizedPart::Values, &[2, 4]).is_err());
+        let with_offsets =
+            QuantizedLinearAttributes { has_offsets: true, ..attributes(WeightFormat::Fp8, 2) };
+        assert!(shape(with_offsets, QuantizedPart::Offsets, &[2, 4]).unwrap_err().contains("fp8"));
     }
 }

@@ -189,9 +189,9 @@ pub fn expr_shape(source: &dyn WeightSource, expr: &WeightExpr) -> Result<Vec<u6
             joined.ok_or_else(|| misfit(expr, "a concatenation of nothing has no shape".to_owned()))
         }
         WeightExpr::Literal { values } => Ok(vec![values.len() as u64]),
-        WeightExpr::Quantized { of, quantization, part } => {
+        WeightExpr::Quantized { of, attributes, part } => {
             let shape = expr_shape(source, of)?;
-            quantization::shape(*quantization, *part, &shape).map_err(|what| misfit(of, what))
+            quantization::shape(*attributes, *part, &shape).map_err(|what| misfit(of, what))
         }
     }
 }
@@ -235,7 +235,7 @@ pub fn evaluate_rows(
             out.copy_from_slice(part.ok_or_else(|| wrong_length(out.len()))?);
             Ok(())
         }
-        WeightExpr::Quantized { of, quantization, part } => {
+        WeightExpr::Quantized { of, attributes, part } => {
             let [_, columns] = expr_shape(source, of)?[..] else {
                 return Err(wrong_length(out.len()));
             };
@@ -254,7 +254,7 @@ pub fn evaluate_rows(
                 evaluate_rows(source, of, first..last, read)?;
                 let mut lost = QuantizationLoss::default();
                 for (row, out) in read.chunks_exact(columns).zip(out.chunks_exact_mut(width.max(1))) {
-                    lost += quantization::quantize_row(*quantization, *part, row, out);
+                    lost += quantization::quantize_row(*attributes, *part, row, out);
                 }
                 if *part == QuantizedPart::Values {
                     source.measure(of, first..last, lost);
@@ -314,7 +314,7 @@ fn misfit(expr: &WeightExpr, what: String) -> WeightError {
 mod tests {
     use std::collections::BTreeMap;
 
-    use roundhouse_graph::WeightFormat;
+    use roundhouse_graph::{QuantizedLinearAttributes, WeightFormat};
 
     use super::*;
 
@@ -434,12 +434,14 @@ mod tests {
 
     #[test]
     fn a_quantised_matrix_is_the_same_however_many_rows_are_evaluated_at_once() {
-        const COLUMNS: usize = QUANTIZED_ELEMENTS / 3;
+        const COLUMNS: usize = QUANTIZED_ELEMENTS / 30 * 10;
         let numbers = (0..4 * COLUMNS).map(|index| (index * 31 % 257) as f32 - 128.0).collect();
         let source = Tensors(BTreeMap::from([("m", (vec![4, COLUMNS as u64], numbers))]));
-        for part in [QuantizedPart::Values, QuantizedPart::Scales] {
-            let quantization = Quantization { format: WeightFormat::Int8, group_size: COLUMNS as u32 / 5 };
-            let expr = WeightExpr::Quantized { of: tensor("m"), quantization, part };
+        let group_size = COLUMNS as u32 / 5;
+        let numbers = Quantization { format: WeightFormat::Int4, group_size };
+        let attributes = QuantizedLinearAttributes { quantization: numbers, has_offsets: true };
+        for part in [QuantizedPart::Values, QuantizedPart::Scales, QuantizedPart::Offsets] {
+            let expr = WeightExpr::Quantized { of: tensor("m"), attributes, part };
             let width = expr_shape(&source, &expr).unwrap()[1] as usize;
             let mut all = vec![f32::NAN; 4 * width];
             evaluate_rows(&source, &expr, 0..4, &mut all).unwrap();

@@ -17,10 +17,16 @@ use support::{build, options, runtime};
 
 const MAX_SEQ_LEN: u32 = 40;
 
-const FORMATS: [WeightFormat; 3] = [WeightFormat::Int8, WeightFormat::Int4, WeightFormat::Fp8];
+/// Each with whether groups have an offset.
+const FORMS: [(WeightFormat, bool); 4] = [
+    (WeightFormat::Int8, false),
+    (WeightFormat::Int4, false),
+    (WeightFormat::Int4, true),
+    (WeightFormat::Fp8, false),
+];
 
 /// Lowers, and quantises what can be.
-fn lowered(model: &TinyModel, quantization: Quantization, options: &EngineOptions) -> Graph {
+fn lowered(model: &TinyModel, quantization: QuantizedLinearAttributes, options: &EngineOptions) -> Graph {
     let (graph, _) = roundhouse_lowering::lower(model.graph().unwrap(), options).unwrap();
     let (graph, _) = roundhouse_lowering::weight_only_quantization(graph, quantization).unwrap();
     assert!(graph.nodes().any(|(_, node)| matches!(node.op, Op::QuantizedLinear(_))), "nothing is quantised");
@@ -34,8 +40,9 @@ fn engine_options(precision: Precision, cache: CacheKind) -> EngineOptions {
 #[test]
 fn prefill_and_decode_are_those_of_the_interpreter() {
     for model in [TinyModel::llama(), TinyModel::gemma2()] {
-        for format in FORMATS {
+        for (format, has_offsets) in FORMS {
             let quantization = Quantization { format, group_size: 16 };
+            let quantization = QuantizedLinearAttributes { quantization, has_offsets };
             // Scales are fp16 in an engine of any precision.
             let plain = engine_options(Precision::Fp32, CacheKind::None);
             let weights = model.weights().unwrap();
@@ -64,7 +71,7 @@ fn prefill_and_decode_are_those_of_the_interpreter() {
 
 #[test]
 fn every_format_is_multiplied_with() {
-    for format in FORMATS {
+    for format in [WeightFormat::Int8, WeightFormat::Int4, WeightFormat::Fp8] {
         for has_offsets in [false, true] {
             let quantization = Quantization { format, group_size: 128 };
             let attributes = QuantizedLinearAttributes { quantization, has_offsets };
@@ -77,8 +84,10 @@ fn every_format_is_multiplied_with() {
 #[test]
 fn packed_bytes_are_what_the_memory_plan_counts() {
     let model = TinyModel::llama();
-    for (format, group_size) in [(WeightFormat::Int8, 8), (WeightFormat::Int4, 16)] {
+    for (format, group_size, has_offsets) in [(WeightFormat::Int8, 8, false), (WeightFormat::Int4, 16, true)]
+    {
         let quantization = Quantization { format, group_size };
+        let quantization = QuantizedLinearAttributes { quantization, has_offsets };
         let options = engine_options(Precision::Fp16, CacheKind::InPlace);
         let graph = lowered(&model, quantization, &options);
         let (plain, _) = roundhouse_lowering::lower(model.graph().unwrap(), &options).unwrap();

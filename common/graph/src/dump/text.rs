@@ -150,9 +150,11 @@ fn recipe(expr: &WeightExpr) -> String {
             let parts: Vec<String> = parts.iter().map(recipe).collect();
             format!("concat({})", parts.join(", "))
         }
-        WeightExpr::Quantized { of, quantization, part } => {
+        WeightExpr::Quantized { of, attributes, part } => {
+            let quantization = attributes.quantization;
             let (format, part) = (quantization.format.name(), format!("{part:?}").to_lowercase());
-            format!("{format}_{part}({}, group_size={})", recipe(of), quantization.group_size)
+            let offsets = if attributes.has_offsets { ", offsets" } else { "" };
+            format!("{format}_{part}({}, group_size={}{offsets})", recipe(of), quantization.group_size)
         }
         WeightExpr::Literal { values } => format!("literal({})", list(values)),
     }

@@ -8,3 +8,4 @@ mod publish;
 mod read;
 mod s3;
 mod support;
+mod versions;

@@ -12,7 +12,7 @@ use hyper_util::server::conn::auto::Builder;
 use object_store::RetryConfig;
 use object_store::aws::AmazonS3Builder;
 use roundhouse_store::conformance::{sample_manifest, store_conformance};
-use roundhouse_store::{EngineStore, StoreError, StoreOptions};
+use roundhouse_store::{EngineStore, StoreError, StoreOptions, Versions};
 use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
@@ -20,6 +20,8 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+
+use crate::versions::versions_conform;
 
 /// A server over a folder with one bucket, stopped when dropped.
 struct Server {
@@ -77,6 +79,13 @@ impl Server {
 async fn s3_passes_the_suite() {
     let server = Server::start().await;
     store_conformance(&EngineStore::open("s3://bucket/a/prefix", server.options()).unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_keeps_records_in_versions() {
+    let server = Server::start().await;
+    let store = Versions::open("s3://bucket/a/prefix", &server.options()).unwrap();
+    versions_conform(&store).await;
 }
 
 #[tokio::test]

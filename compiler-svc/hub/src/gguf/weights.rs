@@ -28,7 +28,8 @@ struct Tensor {
 impl Tensor {
     /// How it is quantised, if its rows are rows of the file: a graph can then compute with its integers.
     fn packing(&self) -> Option<QuantizedTensor> {
-        let rows_are_whole = matches!(self.layout, Layout::Same | Layout::OneRow | Layout::InterleavedHeads(_));
+        let rows_are_whole =
+            matches!(self.layout, Layout::Same | Layout::OneRow | Layout::InterleavedHeads(_));
         let [_, columns] = self.shape[..] else { return None };
         let whole = rows_are_whole && columns.is_multiple_of(self.info.kind.elements() as u64);
         self.info.kind.packing().filter(|_| whole)

@@ -3,7 +3,8 @@
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_engine::{BackendKind, ComputeCapabilities, EngineOptions, Precision, WeightQuantization};
 use roundhouse_graph::{
-    AttentionAttributes, DType, Dim, Op, Quantization, Rewriter, ValueId, WeightExpr, WeightFormat,
+    AttentionAttributes, DType, Dim, Op, Quantization, QuantizedLinearAttributes, Rewriter, ValueId,
+    WeightExpr, WeightFormat,
 };
 
 use super::*;
@@ -86,8 +87,9 @@ fn quantised_weights_run_in_the_same_steps() {
         let plain = plan(&graph, &OPTIONS).unwrap();
         for format in [WeightFormat::Int8, WeightFormat::Int4, WeightFormat::Fp8] {
             let quantization = Quantization { format, group_size: 16 };
+            let attributes = QuantizedLinearAttributes { quantization, has_offsets: false };
             let (graph, report) =
-                roundhouse_lowering::weight_only_quantization(graph.clone(), quantization).unwrap();
+                roundhouse_lowering::weight_only_quantization(graph.clone(), attributes).unwrap();
             assert!(report.counts["quantized_linears"] > 0, "{}", model.name);
             let quantized = plan(&graph, &OPTIONS).unwrap();
             assert_eq!(steps(&quantized), steps(&plain), "{}", model.name);
