@@ -163,7 +163,11 @@ impl Generation {
 
     /// Notes that a step begins.
     pub(super) fn begin_step(&mut self, now: Instant) {
-        self.started.get_or_insert(now);
+        if self.started.is_none() {
+            self.started = Some(now);
+            // Others can have had the cache's memory while it waited.
+            self.cached_tokens = self.state().map_or(0, |state| state.cache.len());
+        }
     }
 
     /// Ends the generation if it is cancelled, late, stalled, deleted or alone, or if it has nothing to compute.

@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::GenerateError;
 use super::generation::{Generation, Progress};
 
-/// Sequences of a step for which another thread is worth its start.
-const SEQUENCES_A_THREAD: usize = 8;
+/// Logits of a step for which another thread is worth its start.
+const LOGITS_A_THREAD: usize = 1 << 19;
 
 /// What a step gave to a sequence.
 pub(super) struct Output<'a> {
@@ -21,7 +21,8 @@ pub(super) struct Output<'a> {
 
 /// Takes every sequence on by what the step gave.
 pub(super) fn advance(mut outputs: Vec<Output<'_>>, threads: usize, now: Instant) {
-    let threads = outputs.len().div_ceil(SEQUENCES_A_THREAD).min(threads).max(1);
+    let logits: usize = outputs.iter().map(|output| output.logits.len()).sum();
+    let threads = logits.div_ceil(LOGITS_A_THREAD).min(threads).max(1);
     let part = outputs.len().div_ceil(threads).max(1);
     let mut parts = outputs.chunks_mut(part);
     let Some(own) = parts.next() else { return };

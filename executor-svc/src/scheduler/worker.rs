@@ -126,8 +126,7 @@ impl Worker {
         let outcome = self.forward(&shares, prepared);
         let computed = Instant::now();
         match outcome {
-            Ok(()) => {
-                let tokens = shares.iter().map(|share| share.tokens).sum();
+            Ok(tokens) => {
                 self.policy.observe(tokens, computed - prepared);
                 self.advance(&shares, computed);
             }
@@ -207,7 +206,8 @@ impl Worker {
         }
     }
 
-    fn forward(&mut self, shares: &[Share], now: Instant) -> Result<(), BackendError> {
+    /// Computes a step; how many tokens that were.
+    fn forward(&mut self, shares: &[Share], now: Instant) -> Result<usize, BackendError> {
         self.logits.resize_with(self.logits.len().max(shares.len()), Vec::new);
         let chosen = by_place(shares, self.active.len());
         let mut batch = Vec::with_capacity(shares.len());
@@ -220,11 +220,13 @@ impl Worker {
             generation.begin_step(now);
             batch.extend(generation.sequence(tokens, &mut draft_rows, logits));
         }
+        let tokens = batch.iter().map(|sequence| sequence.tokens.len()).sum();
         // A fault of a kernel ends the generations of this step with an error, and no others.
         let step = catch_unwind(AssertUnwindSafe(|| self.parts.model.forward(&mut batch)));
-        step.unwrap_or_else(|_| {
+        let step = step.unwrap_or_else(|_| {
             Err(BackendError::Device { backend: "scheduler", what: "the step ended abnormally".to_owned() })
-        })
+        });
+        step.map(|()| tokens)
     }
 
     /// Takes the generations of a step on by its logits.

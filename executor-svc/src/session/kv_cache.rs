@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use roundhouse_backend::{BackendError, Cache, Model};
-use roundhouse_engine::{CacheKind, MemoryPlan};
+use roundhouse_engine::MemoryPlan;
 
 use super::{KvMemory, KvMemoryExhausted, KvReservation};
 
@@ -14,19 +14,21 @@ pub const KV_BLOCK_TOKENS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvCost {
     plan: MemoryPlan,
-    /// Caches that are inputs of a graph of fixed shapes: as long as the engine allows, whatever the sequence needs.
+    /// The tokens that a cache takes memory for at once.
     whole: Option<usize>,
 }
 
 impl KvCost {
-    /// Of an engine whose caches are of this kind, for sequences of at most `max_seq_len` tokens.
+    /// Of caches that take memory as their tokens come, up to their capacity.
     #[must_use]
-    pub fn new(plan: MemoryPlan, kind: CacheKind, max_seq_len: usize) -> Self {
-        let whole = match kind {
-            CacheKind::StaticV1 | CacheKind::StaticV2 => Some(max_seq_len),
-            CacheKind::None | CacheKind::InPlace => None,
-        };
-        Self { plan, whole }
+    pub fn by_token(plan: MemoryPlan) -> Self {
+        Self { plan, whole: None }
+    }
+
+    /// Of caches that take the memory of `tokens` tokens at once, whatever their sequence needs.
+    #[must_use]
+    pub fn whole(plan: MemoryPlan, tokens: usize) -> Self {
+        Self { plan, whole: Some(tokens) }
     }
 
     /// Bytes to reserve for so many tokens of a sequence of at most `capacity`: whole blocks of [`KV_BLOCK_TOKENS`], but
@@ -166,36 +168,36 @@ mod tests {
 
     #[test]
     fn a_cache_costs_whole_blocks_up_to_its_capacity() {
-        let cost = KvCost::new(plan(), CacheKind::InPlace, 1000);
+        let cost = KvCost::by_token(plan());
         for (tokens, held) in [(0, 0), (1, 64), (64, 64), (65, 128), (193, 200), (200, 200)] {
             assert_eq!(cost.bytes(tokens, 200), held * 10, "{tokens}");
         }
-        let fixed = KvCost::new(plan(), CacheKind::StaticV2, 1000);
+        let fixed = KvCost::whole(plan(), 1000);
         assert_eq!((fixed.bytes(0, 200), fixed.bytes(1, 200)), (0, 10_000));
     }
 
     #[test]
     fn layers_that_keep_only_their_latest_tokens_stop_costing() {
         let kv_rings = vec![KvRing { tokens: 128, bytes_per_token: 6 }];
-        let cost = KvCost::new(MemoryPlan { kv_rings, ..plan() }, CacheKind::InPlace, 1000);
+        let cost = KvCost::by_token(MemoryPlan { kv_rings, ..plan() });
         assert_eq!(cost.bytes(128, 1000), 1280);
         assert_eq!(cost.bytes(192, 1000), 1280 + 64 * 4);
     }
 
     #[test]
     fn the_tokens_that_fit_are_the_most_whose_bytes_do() {
-        let cost = KvCost::new(plan(), CacheKind::InPlace, 1000);
+        let cost = KvCost::by_token(plan());
         assert_eq!(cost.tokens_in(2000, 1000), 200);
         assert_eq!(cost.tokens_in(2009, 1000), 200);
         assert_eq!((cost.tokens_in(u64::MAX, 1000), cost.tokens_in(9, 1000)), (1000, 0));
-        let fixed = KvCost::new(plan(), CacheKind::StaticV1, 1000);
+        let fixed = KvCost::whole(plan(), 1000);
         assert_eq!((fixed.tokens_in(9_999, 1000), fixed.tokens_in(10_000, 1000)), (0, 1000));
     }
 
     #[test]
     fn a_cache_that_could_never_fit_is_refused_at_once() {
         let memory = KvMemory::new(1999);
-        let cost = Arc::new(KvCost::new(plan(), CacheKind::InPlace, 1000));
+        let cost = Arc::new(KvCost::by_token(plan()));
         let refused = KvCache::new(Arc::clone(&cost), 200, &memory).err();
         assert_eq!(refused, Some(KvMemoryExhausted { wanted: 2000, used: 0, total: 1999 }));
         let mut cache = KvCache::new(cost, 199, &memory).unwrap();
