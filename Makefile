@@ -7,7 +7,7 @@ SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA3 := $(MODELS)/gemma-3-270m-q4_k_m.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models test-models tensorrt build demo test check bench clean
+.PHONY: help setup models test-models tensorrt nvrtc build demo test test-cuda check bench clean
 
 help: ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,14 +28,20 @@ $(GEMMA3): scripts/fetch_models.py | setup
 tensorrt: setup ## Get NVIDIA's TensorRT for RTX (95 MB, proprietary licence)
 	@python3 scripts/fetch_tensorrt.py
 
+nvrtc: setup ## Get NVIDIA's NVRTC, which compiles the CUDA backend's kernels (90 MB, proprietary licence)
+	@python3 scripts/fetch_nvrtc.py
+
 build: setup ## Build the release binary
 	$(CARGO) build --release --locked --bin roundhouse
 
-demo: build models tensorrt ## Start both services, compile SmolLM2 and stream an answer
+demo: build models tensorrt nvrtc ## Start both services, compile SmolLM2 and stream an answer
 	@scripts/demo.sh $(BINARY)
 
-test: setup test-models tensorrt ## Every test
+test: setup test-models tensorrt nvrtc ## Every test
 	$(CARGO) test --workspace --locked
+
+test-cuda: setup nvrtc ## The long tests of the CUDA backend, its kernels emulated on the processor
+	$(CARGO) test --locked -p roundhouse-cuda-runtime -- --include-ignored
 
 check: setup ## What CI checks beside the tests: format, lints, features, documentation, dependencies
 	$(CARGO) fmt --all --check

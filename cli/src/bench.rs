@@ -4,6 +4,7 @@
 //! turn is what counts.
 
 mod cold_start;
+mod sessions;
 
 use std::io::{BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -40,6 +41,8 @@ enum BenchCommand {
     Cpu(CpuArgs),
     /// From the start of an executor's process to its first token.
     ColdStart(cold_start::ColdStartArgs),
+    /// What a turn costs whose history need not be computed.
+    Sessions(sessions::SessionsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +114,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     match args.command {
         BenchCommand::Cpu(args) => cpu(args).await,
         BenchCommand::ColdStart(args) => cold_start::run(args).await,
+        BenchCommand::Sessions(args) => sessions::run(args).await,
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<()> {
 fn examine(args: &DoctorArgs) -> anyhow::Result<()> {
     let home = serve::home(args.home.as_deref());
     let search = args.library.search(&home);
-    let backends = Backends::open(&home, &search);
+    let backends = Backends::open(&home, &search, args.library.nvrtc(&home));
     let mut report = Report {
         machine: Machine::examine(),
         model_families: FAMILIES.iter().map(|family| family.architecture).collect(),

@@ -80,6 +80,15 @@ pub(crate) struct ExecutorOptions {
     /// Bytes for the KV caches of all sessions.
     #[arg(long, default_value_t = 4 << 30)]
     kv_memory_bytes: u64,
+    /// Bytes of memory for the keys and values that requests share; 0 shares nothing.
+    #[arg(long, default_value_t = 1 << 30)]
+    prefix_cache_bytes: u64,
+    /// Folder of this executor alone for shared keys and values that leave memory; without one they are dropped.
+    #[arg(long, value_name = "DIR")]
+    prefix_cache_dir: Option<PathBuf>,
+    /// Bytes of it.
+    #[arg(long, default_value_t = 16 << 30)]
+    prefix_cache_disk_bytes: u64,
     /// Generations of one engine that may run or wait at a time.
     #[arg(long, default_value_t = 256)]
     max_generations: usize,
@@ -89,6 +98,13 @@ pub(crate) struct ExecutorOptions {
     /// Seconds that an idle session lives.
     #[arg(long, default_value_t = 900)]
     session_idle_seconds: u64,
+    /// Seconds that an idle session keeps its cache; then its next turn computes what is not shared of it again.
+    #[arg(long, default_value_t = 300)]
+    session_cache_seconds: u64,
+    /// Where sessions are stored at the ends of their turns, for other executors to go on with: a folder, s3://…, gs://…
+    /// or az://….
+    #[arg(long, env = "ROUNDHOUSE_SESSION_STORE", value_name = "URL")]
+    session_store: Option<String>,
     /// Seconds that a client may leave its stream unread.
     #[arg(long, default_value_t = 30)]
     stall_seconds: u64,
@@ -190,6 +206,7 @@ impl CompilerArgs {
             build_dir: work_dir.join("builds"),
             hub,
             tensorrt: self.library.search(&home),
+            nvrtc: self.library.nvrtc(&home),
             concurrent_builds: self.options.concurrent_builds,
             queue_limit: self.options.queue_limit,
         }
@@ -208,9 +225,14 @@ impl ExecutorArgs {
                 cache_limit_bytes: None,
                 load: Vec::new(),
                 kv_memory_bytes: 4 << 30,
+                prefix_cache_bytes: 1 << 30,
+                prefix_cache_dir: None,
+                prefix_cache_disk_bytes: 16 << 30,
                 max_generations: 256,
                 max_sessions: 1024,
                 session_idle_seconds: 24 * 3600,
+                session_cache_seconds: 24 * 3600,
+                session_store: None,
                 stall_seconds: 600,
                 queue_seconds: 600,
                 step_timeout_seconds: 120,
@@ -231,9 +253,14 @@ impl ExecutorArgs {
             cache_dir: options.cache_dir.clone().unwrap_or_else(|| home.join("executor")),
             cache_limit_bytes: options.cache_limit_bytes,
             kv_memory_bytes: options.kv_memory_bytes,
+            prefix_cache_bytes: options.prefix_cache_bytes,
+            prefix_cache_dir: options.prefix_cache_dir.clone(),
+            prefix_cache_disk_bytes: options.prefix_cache_disk_bytes,
             max_generations: options.max_generations,
             max_sessions: options.max_sessions,
             session_idle_timeout: Duration::from_secs(options.session_idle_seconds),
+            session_cache_timeout: Duration::from_secs(options.session_cache_seconds),
+            session_store: options.session_store.clone(),
             stall_timeout: Duration::from_secs(options.stall_seconds),
             queue_timeout: Duration::from_secs(options.queue_seconds),
             step_timeout: Duration::from_secs(options.step_timeout_seconds),

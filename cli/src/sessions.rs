@@ -45,7 +45,7 @@ pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
         SessionsCommand::List => {
             let mut page_token = None;
             loop {
-                let request = ListSessionsRequest { page_size: None, page_token };
+                let request = ListSessionsRequest { page_token, ..ListSessionsRequest::default() };
                 let page = executor.list_sessions(request).await?.into_inner();
                 for session in &page.sessions {
                     print(session, args.json)?;

@@ -2,27 +2,24 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use roundhouse_backend::{Builder, LibrarySearch};
 use roundhouse_backend_cpu::CpuBuilder;
+use roundhouse_cuda_builder::CudaBuilder;
+use roundhouse_cuda_device::{GPU, compute_capability};
+use roundhouse_cuda_nvrtc::Nvrtc;
 use roundhouse_engine::BackendKind;
 
 /// The backends of a compiler.
 pub struct Backends {
     cpu: Arc<dyn Builder>,
+    cuda: Cuda,
     tensorrt: TensorRt,
 }
 
 /// Why a compiler does not build for a backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoBuilder {
-    /// It does not know the backend.
-    #[error("this compiler has no builder for {backend}: it has {known}")]
-    Unknown {
-        /// The backend asked for.
-        backend: BackendKind,
-        /// Those that it knows.
-        known: String,
-    },
     /// Something that the builder needs is missing.
     #[error("this compiler cannot build for {backend}: {reason}")]
     Unavailable {
@@ -35,19 +32,20 @@ pub enum NoBuilder {
 
 impl Backends {
     /// Those that this program knows.
-    const KNOWN: [BackendKind; 2] = [BackendKind::TensorRt, BackendKind::Cpu];
+    const KNOWN: [BackendKind; 3] = [BackendKind::TensorRt, BackendKind::Cuda, BackendKind::Cpu];
 
-    /// Every backend that this program knows. `tensorrt` is where TensorRT's library is; it is loaded when it is first
-    /// asked for.
+    /// Every backend that this program knows. `tensorrt` is where TensorRT's library is and `nvrtc` where the compiler of
+    /// the CUDA backend's kernels is; each is loaded when it is first asked for.
     #[must_use]
-    pub fn new(tensorrt: LibrarySearch) -> Self {
-        Self { cpu: Arc::new(CpuBuilder::new()), tensorrt: TensorRt::new(tensorrt) }
+    pub fn new(tensorrt: LibrarySearch, nvrtc: LibrarySearch) -> Self {
+        let cuda = Cuda { search: nvrtc, builder: Mutex::default() };
+        Self { cpu: Arc::new(CpuBuilder::new()), cuda, tensorrt: TensorRt::new(tensorrt) }
     }
 
     /// With this builder instead of the CPU's.
     #[cfg(test)]
     pub(crate) fn with_cpu(cpu: Arc<dyn Builder>) -> Self {
-        Self { cpu, ..Self::new(LibrarySearch::default()) }
+        Self { cpu, ..Self::new(LibrarySearch::default(), LibrarySearch::default()) }
     }
 
     /// The builder of a backend. Blocks while a library is loaded.
@@ -61,7 +59,7 @@ impl Backends {
                 self.tensorrt.builder().map_err(|reason| NoBuilder::Unavailable { backend, reason })
             }
             BackendKind::Cuda => {
-                Err(NoBuilder::Unknown { backend, known: Self::KNOWN.map(BackendKind::name).join(", ") })
+                self.cuda.builder().map_err(|reason| NoBuilder::Unavailable { backend, reason })
             }
         }
     }
@@ -73,16 +71,34 @@ impl Backends {
     }
 }
 
+struct Cuda {
+    search: LibrarySearch,
+    builder: Mutex<Option<Arc<dyn Builder>>>,
+}
+
+impl Cuda {
+    fn builder(&self) -> Result<Arc<dyn Builder>, String> {
+        let mut builder = self.builder.lock();
+        if let Some(builder) = &*builder {
+            return Ok(Arc::clone(builder));
+        }
+        let nvrtc = Nvrtc::open(&self.search).map_err(|error| error.to_string())?;
+        // Without a GPU here engines are for all kinds of them.
+        let gpu = compute_capability(GPU).ok();
+        Ok(Arc::clone(builder.insert(Arc::new(CudaBuilder::new(Arc::new(nvrtc), gpu)))))
+    }
+}
+
 #[cfg(feature = "tensorrt")]
 struct TensorRt {
     search: LibrarySearch,
-    builder: parking_lot::Mutex<Option<Arc<dyn Builder>>>,
+    builder: Mutex<Option<Arc<dyn Builder>>>,
 }
 
 #[cfg(feature = "tensorrt")]
 impl TensorRt {
     fn new(search: LibrarySearch) -> Self {
-        Self { search, builder: parking_lot::Mutex::default() }
+        Self { search, builder: Mutex::default() }
     }
 
     fn builder(&self) -> Result<Arc<dyn Builder>, String> {

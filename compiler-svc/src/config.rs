@@ -16,6 +16,8 @@ pub struct CompilerConfig {
     pub hub: HubConfig,
     /// Where TensorRT is; of no use to a binary without the feature `tensorrt`.
     pub tensorrt: LibrarySearch,
+    /// Where NVRTC is, which compiles the CUDA backend's kernels.
+    pub nvrtc: LibrarySearch,
     /// Compilations at a time.
     pub concurrent_builds: usize,
     /// Compilations that wait; one more is refused with RESOURCE_EXHAUSTED.

@@ -194,7 +194,8 @@ mod tests {
     ];
 
     fn cpu() -> Backends {
-        Backends::new(LibrarySearch { path: Some("/nowhere".into()), folders: Vec::new() })
+        let nowhere = LibrarySearch { path: Some("/nowhere".into()), folders: Vec::new() };
+        Backends::new(nowhere.clone(), nowhere)
     }
 
     #[test]

@@ -43,6 +43,7 @@ async fn service(tensorrt: LibrarySearch) -> (CompilerService, TempDir) {
             object_store: BTreeMap::new(),
         },
         tensorrt,
+        nvrtc: nowhere(),
         concurrent_builds: 1,
         queue_limit: 8,
     };

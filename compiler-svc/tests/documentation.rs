@@ -37,7 +37,7 @@ fn table(families: &[FamilySupport]) -> String {
         let names = [format!("`{}`", family.architecture), format!("`{}`", family.model_type)];
         text += &row(&[&names[..], &[family.models.to_owned()]].concat());
     }
-    for backend in [BackendKind::Cpu, BackendKind::TensorRt] {
+    for backend in [BackendKind::Cpu, BackendKind::Cuda, BackendKind::TensorRt] {
         text += &format!("\n### `{backend}`\n\n");
         let caches = CacheKind::ALL.iter().map(|cache| format!("`{cache}`"));
         let forms = QuantizedForm::ALL.map(form_name);
@@ -72,11 +72,13 @@ fn cells_of(support: &BackendSupport) -> Vec<String> {
 }
 
 fn backends() -> Backends {
-    let backends = Backends::new(LibrarySearch {
-        path: std::env::var_os("ROUNDHOUSE_TENSORRT_LIBRARY").map(PathBuf::from),
-        folders: vec![workspace().join(".roundhouse/tensorrt")],
-    });
-    assert_eq!(backends.available(), [BackendKind::TensorRt, BackendKind::Cpu], "`make tensorrt` first");
+    let library = |variable: &str, folder: &str| LibrarySearch {
+        path: std::env::var_os(variable).map(PathBuf::from),
+        folders: vec![workspace().join(".roundhouse").join(folder)],
+    };
+    let tensorrt = library("ROUNDHOUSE_TENSORRT_LIBRARY", "tensorrt");
+    let backends = Backends::new(tensorrt, library("ROUNDHOUSE_NVRTC_LIBRARY", "nvrtc"));
+    assert_eq!(backends.available(), BackendKind::ALL, "`make tensorrt nvrtc` first");
     backends
 }
 
@@ -110,12 +112,14 @@ fn what_is_not_built_shows() {
         },
     ];
     let text = table(&SupportTable::without(REFUSALS).families(&backends()));
-    let (cpu, tensorrt) = text.split_once("### `tensorrt`").unwrap();
+    let (cpu, rest) = text.split_once("### `cuda`").unwrap();
+    let (cuda, tensorrt) = rest.split_once("### `tensorrt`").unwrap();
     let line = |text: &str| {
         let (_, rest) = text.rsplit_once("\n| `gpt2` |").unwrap();
         rest.split(" | ").take(4).map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
     };
     let all = "fp32, fp16, bf16";
     assert_eq!(line(cpu), [NONE, all, all, all]);
+    assert_eq!(line(cuda), [all, all, all, all]);
     assert_eq!(line(tensorrt), [all, "fp32, fp16", all, all]);
 }

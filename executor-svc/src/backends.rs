@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use roundhouse_backend::{BackendError, Runtime};
 use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
+use roundhouse_cuda_runtime::CudaRuntime;
 use roundhouse_engine::{BackendKind, ComputeCapabilities, Manifest};
 
 use crate::ExecutorConfig;
@@ -30,6 +31,7 @@ impl Backends {
     pub fn open(config: &ExecutorConfig) -> Self {
         let mut backends = Self { runtimes: Vec::new(), found: Vec::new() };
         backends.add_tensorrt(config);
+        backends.add_cuda();
         backends.runtimes.push(Arc::new(CpuRuntime::new(CpuOptions { threads: config.threads })));
         backends.found.push(Found { backend: BackendKind::Cpu, runs_on: Ok(ComputeCapabilities::NONE) });
         backends
@@ -67,6 +69,17 @@ impl Backends {
     fn add_tensorrt(&mut self, _config: &ExecutorConfig) {
         let runs_on = Err("this program was compiled without its cargo feature `tensorrt`".to_owned());
         self.found.push(Found { backend: BackendKind::TensorRt, runs_on });
+    }
+
+    fn add_cuda(&mut self) {
+        let runtime = CudaRuntime::new();
+        let capability = runtime.compute_capability().map_err(|error| error.to_string());
+        let runs_on = capability.and_then(|capability| {
+            let too_old = || format!("kernels are for sm_80 and newer, this GPU is {capability}");
+            if capability.major >= 8 { Ok([capability].into_iter().collect()) } else { Err(too_old()) }
+        });
+        self.runtimes.push(Arc::new(runtime));
+        self.found.push(Found { backend: BackendKind::Cuda, runs_on });
     }
 
     /// Whether each backend can run on this machine, the best first.

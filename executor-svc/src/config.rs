@@ -18,12 +18,23 @@ pub struct ExecutorConfig {
     pub cache_limit_bytes: Option<u64>,
     /// Bytes for the KV caches of all sessions together.
     pub kv_memory_bytes: u64,
+    /// Bytes of memory for the keys and values that sequences share; 0 shares nothing.
+    pub prefix_cache_bytes: u64,
+    /// A folder of this process alone for those that leave memory; `None` drops them.
+    pub prefix_cache_dir: Option<PathBuf>,
+    /// Bytes of it.
+    pub prefix_cache_disk_bytes: u64,
     /// Generations of one engine that may run or wait at a time; one more is refused with RESOURCE_EXHAUSTED.
     pub max_generations: usize,
     /// Sessions at a time; one more is refused with RESOURCE_EXHAUSTED.
     pub max_sessions: usize,
     /// How long a session lives without a request when it does not say itself.
     pub session_idle_timeout: Duration,
+    /// How long a session keeps its cache without a request; the next one computes what is not shared of it again.
+    pub session_cache_timeout: Duration,
+    /// Where sessions are stored at the ends of their turns, for other executors to go on with: a folder or an
+    /// object-store URL. `None` stores none.
+    pub session_store: Option<String>,
     /// How long a client may leave its stream unread before the generation is ended.
     pub stall_timeout: Duration,
     /// How long a generation may wait for its first step before it is refused with RESOURCE_EXHAUSTED.
@@ -50,9 +61,14 @@ impl ExecutorConfig {
             cache_dir: cache_dir.into(),
             cache_limit_bytes: None,
             kv_memory_bytes: 4 << 30,
+            prefix_cache_bytes: 1 << 30,
+            prefix_cache_dir: None,
+            prefix_cache_disk_bytes: 16 << 30,
             max_generations: 256,
             max_sessions: 1024,
             session_idle_timeout: Duration::from_secs(15 * 60),
+            session_cache_timeout: Duration::from_secs(5 * 60),
+            session_store: None,
             stall_timeout: Duration::from_secs(30),
             queue_timeout: Duration::from_secs(60),
             step_timeout: Duration::from_secs(120),

@@ -1,6 +1,7 @@
 //! The executor service: pulls engines, holds one KV cache per session, batches sessions and streams tokens.
 //!
-//! [`backends`] is what can run here; [`engine`] loads engines and keeps them; [`session`] holds token histories and caches; [`scheduler`] runs the
+//! [`backends`] is what can run here; [`engine`] loads engines and keeps them; [`session`] holds token histories and caches;
+//! [`prefix_cache`] keeps the keys and values that sequences share; [`scheduler`] runs the
 //! generations of one engine together, step by step, on a thread of its own; [`service`] is the gRPC surface.
 
 #![forbid(unsafe_code)]
@@ -8,6 +9,7 @@
 pub mod backends;
 pub mod config;
 pub mod engine;
+pub mod prefix_cache;
 pub mod scheduler;
 pub mod service;
 pub mod session;

@@ -36,11 +36,11 @@ pub(super) struct BackendReport {
 }
 
 impl Backends {
-    pub(super) fn open(home: &Path, search: &LibrarySearch) -> Self {
+    pub(super) fn open(home: &Path, search: &LibrarySearch, nvrtc: LibrarySearch) -> Self {
         let store = home.join("store").display().to_string();
         let mut config = ExecutorConfig::new(store, home.join("executor"));
         config.tensorrt = search.clone();
-        Self { builders: Builders::new(search.clone()), runtimes: Runtimes::open(&config) }
+        Self { builders: Builders::new(search.clone(), nvrtc), runtimes: Runtimes::open(&config) }
     }
 
     pub(super) fn report(&self, kind: BackendKind) -> BackendReport {
@@ -64,10 +64,7 @@ impl Backends {
     }
 
     fn builder(&self, kind: BackendKind) -> Result<Arc<dyn Builder>, String> {
-        self.builders.builder(kind).map_err(|error| match error {
-            NoBuilder::Unavailable { reason, .. } => reason,
-            error @ NoBuilder::Unknown { .. } => error.to_string(),
-        })
+        self.builders.builder(kind).map_err(|NoBuilder::Unavailable { reason, .. }| reason)
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod doctor;
 mod eval;
+mod killed_executor;
 mod services;
 mod support;
 #[cfg(feature = "tensorrt")]

@@ -54,6 +54,10 @@ pub mod reason {
     pub const NO_TOKEN_ALLOWED: &str = "NO_TOKEN_ALLOWED";
     /// No session of this ID, or it has expired.
     pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";
+    /// The session went on in another executor: its history is that one's.
+    pub const SESSION_CONFLICT: &str = "SESSION_CONFLICT";
+    /// What is stored of the session cannot be read.
+    pub const CORRUPT_SESSION: &str = "CORRUPT_SESSION";
     /// Another generation runs in the session.
     pub const SESSION_BUSY: &str = "SESSION_BUSY";
     /// Another request of this ID runs.

@@ -30,9 +30,6 @@ pub(super) fn of_compile(error: &CompileError) -> Failure {
         CompileError::Lowering(_) => {
             Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
         }
-        CompileError::NoBuilder(NoBuilder::Unknown { .. }) => {
-            Failure::invalid_field("options.backend", message)
-        }
         CompileError::NoBuilder(NoBuilder::Unavailable { backend, .. }) => {
             Failure::new(Code::FailedPrecondition, reason::BACKEND_UNAVAILABLE, message)
                 .with("backend", backend)

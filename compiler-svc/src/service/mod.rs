@@ -46,7 +46,7 @@ impl CompilerService {
     pub async fn open(config: CompilerConfig) -> Result<Self, OpenError> {
         let store = EngineStore::open(&config.store, StoreOptions::from_env())?;
         let checkpoints = Checkpoints::new(config.hub.clone());
-        let backends = Backends::new(config.tensorrt.clone());
+        let backends = Backends::new(config.tensorrt.clone(), config.nvrtc.clone());
         let pipeline = Pipeline::new(checkpoints, store, backends, config.build_dir.clone());
         Ok(Self {
             pipeline: Arc::new(pipeline),

@@ -192,7 +192,7 @@ impl LoadedEngine {
         memory: &Arc<KvMemory>,
     ) -> Result<SessionState, KvMemoryExhausted> {
         let cache = KvCache::new(Arc::clone(&self.kv_cost), max_seq_len, memory)?;
-        Ok(SessionState { cache, tokens: Vec::new(), messages: Vec::new() })
+        Ok(SessionState::new(cache))
     }
 }
 

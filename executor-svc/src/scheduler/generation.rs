@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::{LogitsRequest, Sequence};
+use roundhouse_backend::{LogitsRequest, Model, Sequence};
 use roundhouse_guided::{Accepted, TokenGuide};
 use roundhouse_sampling::{Restriction, Sampled, SamplingError};
 use roundhouse_text::{ChatMessage, Tokenizer};
@@ -84,6 +84,33 @@ impl Generation {
     pub(super) fn pending(&mut self) -> usize {
         let not_needed = usize::from(self.makes_no_tokens());
         self.state().map_or(0, |state| (state.tokens.len() - state.cache.len()).saturating_sub(not_needed))
+    }
+
+    /// Takes what others have computed of its history into its cache, before its first step and when the cache was dropped
+    /// since; how many tokens are pending then.
+    pub(super) fn refill(&mut self, model: &dyn Model) -> usize {
+        if let Some(state) = self.request.lease.state() {
+            let gained = state.refill(model);
+            if self.started.is_none() {
+                self.cached_tokens += gained;
+            }
+        }
+        self.pending()
+    }
+
+    /// Reserves the memory of so many tokens after those that its cache has; whether it is there.
+    pub(super) fn reserve(&mut self, tokens: usize) -> bool {
+        self.request
+            .lease
+            .state()
+            .is_some_and(|state| state.cache.reserve(state.cache.len() + tokens).is_ok())
+    }
+
+    /// Gives others what it has computed.
+    pub(super) fn share(&mut self) {
+        if let Some(state) = self.request.lease.state() {
+            state.share();
+        }
     }
 
     /// Whether the prompt is only scored.

@@ -36,7 +36,12 @@ pub(super) fn advance(mut outputs: Vec<Output<'_>>, threads: usize, now: Instant
 
 impl Output<'_> {
     fn advance(&mut self, now: Instant) {
-        let advanced = AssertUnwindSafe(|| self.generation.advance(self.logits, self.tokens, now));
+        let advanced = AssertUnwindSafe(|| {
+            let progress = self.generation.advance(self.logits, self.tokens, now);
+            // After the client has its token.
+            self.generation.share();
+            progress
+        });
         // A fault in one generation's options ends it, and no other.
         let progress = catch_unwind(advanced).unwrap_or_else(|_| {
             self.generation.fail(GenerateError::Text("choosing the next token ended abnormally".to_owned()))

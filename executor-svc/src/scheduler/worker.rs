@@ -185,7 +185,11 @@ impl Worker {
             match has_memory.map(|()| state.cache.open(&*self.parts.model).map(|_| ())) {
                 Ok(Ok(())) => {
                     active.status = Status::Running;
-                    reserved.push(share);
+                    let tokens = active.generation.refill(&*self.parts.model).min(share.tokens);
+                    // Nothing is left of a prompt that is only scored and was computed before: the next check ends it.
+                    if tokens > 0 && active.generation.reserve(tokens) {
+                        reserved.push(Share { tokens, ..share });
+                    }
                 }
                 Ok(Err(error)) => {
                     tracing::error!(%error, request = active.generation.id(), "a cache could not be made");

@@ -8,9 +8,10 @@ use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::Executor;
 use roundhouse_proto::executor::{
     CancelRequest, CreateSessionRequest, DeleteSessionRequest, DetokenizeRequest, DetokenizeResponse,
-    GenerateRequest, GenerateResponse, GetLoadRequest, GetLoadResponse, GetSessionRequest,
-    ListEnginesRequest, ListEnginesResponse, ListSessionsRequest, ListSessionsResponse, LoadEngineRequest,
-    LoadEngineResponse, Session, TokenizeRequest, TokenizeResponse, UnloadEngineRequest, tokenize_request,
+    ForkSessionRequest, GenerateRequest, GenerateResponse, GetLoadRequest, GetLoadResponse,
+    GetSessionRequest, ListEnginesRequest, ListEnginesResponse, ListSessionsRequest, ListSessionsResponse,
+    LoadEngineRequest, LoadEngineResponse, Session, TokenizeRequest, TokenizeResponse,
+    TruncateSessionRequest, UnloadEngineRequest, tokenize_request,
 };
 use roundhouse_rpc::{Failure, reason};
 use roundhouse_telemetry::peak_memory_bytes;
@@ -22,9 +23,6 @@ use tonic::{Code, Request, Response, Status};
 use super::caller::Caller;
 use super::until::Until;
 use super::{ExecutorService, convert, failure};
-
-const DEFAULT_PAGE_SIZE: usize = 100;
-const MAX_PAGE_SIZE: usize = 1000;
 
 #[tonic::async_trait]
 impl Executor for ExecutorService {
@@ -45,7 +43,7 @@ impl Executor for ExecutorService {
     async fn unload_engine(&self, request: Request<UnloadEngineRequest>) -> Result<Response<()>, Status> {
         let text = request.into_inner().engine_key;
         let key = EngineKey::parse(&text).ok_or_else(|| failure::not_a_key(&text))?;
-        self.sessions.delete_of_engine(&key);
+        self.sessions.remove_of_engine(&key);
         let engines = Arc::clone(&self.engines);
         let unloading = {
             let key = key.clone();
@@ -79,8 +77,13 @@ impl Executor for ExecutorService {
         let deadline = caller.deadline;
         let service = self.clone();
         let message = request.into_inner();
+        let session = match message.session_id.as_deref() {
+            Some(id) => Some(self.session(&caller, id).await?),
+            None => None,
+        };
+        let stored = session.clone();
         // Templates and tokenizers take milliseconds for long inputs.
-        let starting = tokio::task::spawn_blocking(move || service.start(message, caller));
+        let starting = tokio::task::spawn_blocking(move || service.start(message, caller, session));
         let started = starting
             .await
             .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
@@ -89,9 +92,18 @@ impl Executor for ExecutorService {
         for (index, deltas) in (0..).zip(started.outputs) {
             outputs.insert(index, ReceiverStream::new(deltas));
         }
-        let stream = outputs.map(move |(index, delta)| match delta {
-            Ok(delta) => Ok(convert::response(&started.request_id, index, delta)),
-            Err(error) => Err(failure::of_generate(&error).into()),
+        let stream = outputs.then(move |(index, delta)| {
+            let (request_id, stored) = (started.request_id.clone(), stored.clone());
+            async move {
+                let delta = delta.map_err(|error| failure::of_generate(&error))?;
+                // Who reads the end of a turn finds it in the history, wherever the session is stored.
+                if delta.finish.is_some()
+                    && let Some(session) = stored
+                {
+                    session.settled().await.map_err(|error| failure::of_session(&error))?;
+                }
+                Ok::<_, Status>(convert::response(&request_id, index, delta))
+            }
         });
         Ok(Response::new(Box::pin(Until::new(stream, deadline))))
     }
@@ -100,74 +112,61 @@ impl Executor for ExecutorService {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<Session>, Status> {
-        let request = request.into_inner();
-        let engine =
-            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
-        let limit = engine.max_seq_len();
-        let max_seq_len = request.max_seq_len.map_or(limit, |tokens| tokens as usize);
-        if max_seq_len < 2 || max_seq_len > limit {
-            let message = format!("max_seq_len is {max_seq_len}: the engine allows 2 to {limit}");
-            return Err(Failure::invalid_field("max_seq_len", message).into());
-        }
-        let idle_timeout = match request.idle_timeout.map(Duration::try_from) {
-            None => self.config.session_idle_timeout,
-            Some(Ok(timeout)) if timeout > Duration::ZERO => timeout,
-            Some(_) => {
-                return Err(Failure::invalid_field(
-                    "idle_timeout",
-                    "idle_timeout is not a positive duration",
-                )
-                .into());
-            }
-        };
-        let state =
-            engine.new_state(max_seq_len, &self.memory).map_err(|error| failure::of_memory(&error))?;
-        let key = engine.manifest().key.clone();
-        let session =
-            self.sessions.create(key, state, idle_timeout).map_err(|error| failure::of_session(&error))?;
+        let caller = Caller::of(request.metadata())?;
+        let session = self.make_session(&caller, request.into_inner()).await?;
         Ok(Response::new(convert::session(&session.info())))
     }
 
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<Session>, Status> {
-        let session = self.sessions.get(&request.into_inner().session_id);
-        Ok(Response::new(convert::session(&session.map_err(|error| failure::of_session(&error))?.info())))
+        let caller = Caller::of(request.metadata())?;
+        let session = self.session(&caller, &request.into_inner().session_id).await?;
+        Ok(Response::new(convert::session(&session.info())))
     }
 
     async fn list_sessions(
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        let request = request.into_inner();
-        let page_size = match usize::try_from(request.page_size.unwrap_or_default()) {
-            Ok(0) => DEFAULT_PAGE_SIZE,
-            Ok(size) => size.min(MAX_PAGE_SIZE),
-            Err(_) => return Err(Failure::invalid_field("page_size", "page_size is negative").into()),
-        };
-        let after =
-            request.page_token.filter(|token| !token.is_empty()).map(|token| token.parse()).transpose();
-        let after = after
-            .map_err(|_| Failure::invalid_field("page_token", "page_token is not one of this service"))?;
-        let (sessions, next) = self.sessions.list(after, page_size);
+        let caller = Caller::of(request.metadata())?;
+        let (sessions, next) = self.page_of_sessions(&caller, &request.into_inner())?;
         Ok(Response::new(ListSessionsResponse {
             sessions: sessions.iter().map(convert::session).collect(),
             next_page_token: next.map(|sequence| sequence.to_string()).unwrap_or_default(),
         }))
     }
 
+    async fn fork_session(&self, request: Request<ForkSessionRequest>) -> Result<Response<Session>, Status> {
+        let caller = Caller::of(request.metadata())?;
+        let session = ExecutorService::fork_session(self, &caller, request.into_inner()).await?;
+        Ok(Response::new(convert::session(&session.info())))
+    }
+
+    async fn truncate_session(
+        &self,
+        request: Request<TruncateSessionRequest>,
+    ) -> Result<Response<Session>, Status> {
+        let caller = Caller::of(request.metadata())?;
+        let request = request.into_inner();
+        let kept = request.num_tokens as usize;
+        let session = ExecutorService::truncate_session(self, &caller, &request.session_id, kept).await?;
+        Ok(Response::new(convert::session(&session.info())))
+    }
+
     async fn delete_session(&self, request: Request<DeleteSessionRequest>) -> Result<Response<()>, Status> {
-        let deleted = self.sessions.delete(&request.into_inner().session_id);
-        deleted.map_err(|error| failure::of_session(&error))?;
+        let caller = Caller::of(request.metadata())?;
+        self.end_session(&caller, &request.into_inner().session_id).await?;
         Ok(Response::new(()))
     }
 
     async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<()>, Status> {
+        let caller = Caller::of(request.metadata())?;
         let request = request.into_inner();
-        let session = self.requests.cancel(&request.request_id);
+        let session = self.requests.cancel(&caller.tenant, &request.request_id);
         if !request.keep_session.unwrap_or(true)
             && let Some(id) = session
         {
             // One that is gone already is what the caller wants.
-            drop(self.sessions.delete(&id));
+            drop(self.end_session(&caller, &id).await);
         }
         Ok(Response::new(()))
     }
@@ -230,6 +229,7 @@ impl Executor for ExecutorService {
         // Caches of the longest kind that would still fit, beside those that there are.
         let largest = engines.iter().map(|engine| engine.memory_plan().kv_bytes(engine.max_seq_len() as u64));
         let sessions = self.sessions.len();
+        let prefixes = self.prefixes.usage();
         let free = self.memory.total() - self.memory.used().min(self.memory.total());
         let more = largest.max().filter(|&bytes| bytes > 0).map_or(0, |bytes| free / bytes);
         Ok(Response::new(GetLoadResponse {
@@ -240,6 +240,11 @@ impl Executor for ExecutorService {
             kv_bytes_used: self.memory.used(),
             kv_bytes_total: self.memory.total(),
             peak_memory_bytes: peak_memory_bytes(),
+            prefix_cache_queried_tokens: prefixes.queried_tokens,
+            prefix_cache_hit_tokens: prefixes.hit_tokens,
+            prefix_cache_bytes_used: prefixes.memory_bytes,
+            prefix_cache_bytes_total: prefixes.memory_bytes_total,
+            prefix_cache_disk_bytes_used: prefixes.disk_bytes,
             kv_bytes_idle: self.memory.idle(),
             preemptions,
             scheduler_overhead_p99_us: convert::micros(overhead),

@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::engine::{FindError, LoadError};
 use crate::scheduler::{GenerateError, SubmitError};
-use crate::session::{KvMemoryExhausted, SessionError};
+use crate::session::{ArchiveError, KvMemoryExhausted, SessionError};
 
 /// How long a caller that met a full executor should wait.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
@@ -102,10 +102,28 @@ pub(super) fn of_session(error: &SessionError) -> Failure {
     let message = error.to_string();
     match error {
         SessionError::NotFound { .. } => Failure::new(Code::NotFound, reason::SESSION_NOT_FOUND, message),
+        SessionError::Overtaken { .. } => Failure::new(Code::Aborted, reason::SESSION_CONFLICT, message),
+        SessionError::Beyond { .. } => Failure::invalid_field("num_tokens", message),
         SessionError::Busy { .. } => Failure::new(Code::Aborted, reason::SESSION_BUSY, message),
         SessionError::TooMany { .. } => {
             Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, message).retry_after(BUSY_RETRY)
         }
+    }
+}
+
+pub(super) fn of_archive(error: &ArchiveError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ArchiveError::Overtaken { .. } => Failure::new(Code::Aborted, reason::SESSION_CONFLICT, message),
+        ArchiveError::Deleted { .. } => Failure::new(Code::NotFound, reason::SESSION_NOT_FOUND, message),
+        ArchiveError::Record(_) => Failure::new(Code::DataLoss, reason::CORRUPT_SESSION, message),
+        ArchiveError::Timeout(_) => {
+            Failure::new(Code::Unavailable, reason::STORAGE_UNAVAILABLE, message).retry_after(NETWORK_RETRY)
+        }
+        ArchiveError::Store(error) if error.is_retryable() => {
+            Failure::new(Code::Unavailable, reason::STORAGE_UNAVAILABLE, message).retry_after(NETWORK_RETRY)
+        }
+        ArchiveError::Store(_) => Failure::new(Code::Internal, reason::STORAGE_UNAVAILABLE, message),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A Generate call, from its message to a request in the scheduler.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use roundhouse_guided::TokenGuide;
 use roundhouse_proto::executor::{GenerateRequest, generate_request};
@@ -14,8 +15,9 @@ use super::caller::Caller;
 use super::options::{Options, speculative};
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
+use crate::prefix_cache::{BlockKey, SharedPrefix};
 use crate::scheduler::{Cancellation, Delta, Echo, GenerateError, PromptLogprobs, Request};
-use crate::session::{Lease, Session, SessionState};
+use crate::session::{Lease, Session};
 
 /// Deltas on their way to a client: how far a generation runs ahead of a client that reads slowly.
 const DELTA_BUFFER: usize = 64;
@@ -72,9 +74,12 @@ fn echo(engine: &LoadedEngine, prompt: &Prompt, options: &Options) -> Result<Ech
 impl ExecutorService {
     /// Checks a call and hands it to its engine's scheduler. Everything that the caller can have got wrong is found
     /// here, before the stream begins.
-    pub(super) fn start(&self, message: GenerateRequest, caller: Caller) -> Result<Started, Failure> {
-        let session = message.session_id.as_deref().map(|id| self.sessions.get(id)).transpose();
-        let session = session.map_err(|error| failure::of_session(&error))?;
+    pub(super) fn start(
+        &self,
+        message: GenerateRequest,
+        caller: Caller,
+        session: Option<Arc<Session>>,
+    ) -> Result<Started, Failure> {
         let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
         let mut options =
             Options::read(&engine, message.sampling, message.stopping, message.response, message.guided)?;
@@ -88,7 +93,7 @@ impl ExecutorService {
         let cancellation = Cancellation::default();
         let claim = self
             .requests
-            .claim(&request_id, cancellation.clone(), message.session_id)
+            .claim(&caller.tenant, &request_id, cancellation.clone(), message.session_id)
             .ok_or_else(|| in_use(&request_id))?;
         let claim = Arc::new(claim);
 
@@ -102,7 +107,9 @@ impl ExecutorService {
         let input = message.input.ok_or_else(|| {
             Failure::invalid_field("input", "the request has none of prompt, token_ids and messages")
         })?;
-        let mut prompt = read_input(&engine, input, history, conversation)?;
+        // A session's templates print the same time wherever and whenever it goes on.
+        let now = session.as_ref().map_or(engine.template_time(), |session| session.created());
+        let mut prompt = read_input(&engine, input, history, conversation, now)?;
         prompt.truncate(message.truncate_prompt_tokens)?;
         let length = prompt.keep + prompt.new_tokens.len();
         // The next token needs a place too, where there is one.
@@ -123,7 +130,16 @@ impl ExecutorService {
             let scored = options.prompt_logprobs.filter(|_| is_first);
             let echo = (options.echo && is_first).then(|| echo(&engine, &prompt, &options)).transpose()?;
             let prompt_logprobs = scored.map(|top| PromptLogprobs { first: prompt.keep, top });
-            begin_turn(state, prompt.clone(), scored.is_some());
+            let most_cached = most_cached(&prompt, scored.is_some());
+            let Prompt { keep, new_tokens, messages } = prompt.clone();
+            state.begin_turn(keep, new_tokens, messages, most_cached);
+            state.shared = None;
+            if !message.bypass_prefix_cache.unwrap_or(false) {
+                let limit = scored.is_some().then_some(most_cached);
+                let shared = self.shared_prefix(&engine, &caller, message.cache_salt.as_deref(), limit);
+                shared.prefetch(&state.tokens);
+                state.shared = Some(shared);
+            }
             let mut sampler = options.sampler(index)?;
             sampler.push_prompt(&state.tokens);
             let mut detokenizer = Detokenizer::new(options.skip_special_tokens);
@@ -163,6 +179,18 @@ impl ExecutorService {
         Ok(Started { request_id, outputs })
     }
 
+    /// What a generation of a caller shares, and with whom.
+    fn shared_prefix(
+        &self,
+        engine: &LoadedEngine,
+        caller: &Caller,
+        salt: Option<&str>,
+        limit: Option<usize>,
+    ) -> SharedPrefix {
+        let root = BlockKey::root(&engine.manifest().key, &caller.tenant, salt.unwrap_or_default());
+        SharedPrefix::new(Arc::clone(&self.prefixes), root, limit)
+    }
+
     /// The engine that a call names, which must be its session's.
     fn engine_of(&self, name: Option<&str>, session: Option<&Session>) -> Result<Arc<LoadedEngine>, Failure> {
         let Some(session) = session else {
@@ -197,6 +225,7 @@ fn read_input(
     input: generate_request::Input,
     history: &[u32],
     conversation: &[ChatMessage],
+    now: SystemTime,
 ) -> Result<Prompt, Failure> {
     let append = |new_tokens: Vec<u32>, field: &str| {
         if new_tokens.is_empty() && history.is_empty() {
@@ -218,10 +247,8 @@ fn read_input(
             append(tokens.ids, "token_ids")
         }
         generate_request::Input::Messages(messages) => {
-            let options = RenderOptions {
-                add_generation_prompt: messages.add_generation_prompt.unwrap_or(true),
-                now: engine.template_time(),
-            };
+            let options =
+                RenderOptions { add_generation_prompt: messages.add_generation_prompt.unwrap_or(true), now };
             let mut all = conversation.to_vec();
             all.extend(convert::messages(messages));
             let template = engine.template().map_err(|error| failure::of_text(&error))?;
@@ -236,16 +263,13 @@ fn read_input(
     }
 }
 
-/// Puts a prompt into the history, and takes what no longer holds out of the cache.
-fn begin_turn(state: &mut SessionState, prompt: Prompt, is_scored: bool) {
-    // The last token of the history is computed again where it predicts the first one to be scored.
-    let cached = prompt.keep.saturating_sub(usize::from(is_scored));
-    state.tokens.truncate(prompt.keep);
-    state.tokens.extend(prompt.new_tokens);
-    state.messages = prompt.messages;
-    // At least one token must be computed, or there are no logits to choose the next one from. A cache that can keep
-    // nothing says so by its length: the scheduler computes every token of the history that is not in the cache.
-    state.cache.truncate(cached.min(state.tokens.len().saturating_sub(1)));
+/// The most tokens that a prompt may find in the cache.
+fn most_cached(prompt: &Prompt, is_scored: bool) -> usize {
+    // The last token of the history is computed again where it predicts the first one to be scored. At least one token
+    // must be computed, or there are no logits to choose the next one from. A cache that can keep nothing says so by its
+    // length: the scheduler computes every token of the history that is not in the cache.
+    let kept = prompt.keep.saturating_sub(usize::from(is_scored));
+    kept.min((prompt.keep + prompt.new_tokens.len()).saturating_sub(1))
 }
 
 /// Checks that a prompt of `length` tokens, which `needed` places are needed for, fits.

@@ -7,6 +7,7 @@ mod failure;
 mod generate;
 mod options;
 mod requests;
+mod sessions;
 mod until;
 mod watchdog;
 
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::ExecutorServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
-use roundhouse_store::{CacheLimits, EngineStore, LocalCache, StoreError, StoreOptions};
+use roundhouse_store::{CacheLimits, EngineStore, LocalCache, StoreError, StoreOptions, Versions};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -24,11 +25,14 @@ use tonic::service::Routes;
 use crate::ExecutorConfig;
 use crate::backends::Backends;
 use crate::engine::{Engines, Loaded, SharedParts};
-use crate::session::{KvMemory, Sessions};
+use crate::prefix_cache::{PrefixCache, PrefixCacheLimits, SpillError};
+use crate::session::{KvMemory, SessionArchive, Sessions};
 use requests::Requests;
 
 /// The longest that an expired session stays.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often stored sessions are looked at that no executor may have any more.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The executor service. Cheap to clone; all clones are one service.
 #[derive(Clone)]
@@ -36,6 +40,7 @@ pub struct ExecutorService {
     engines: Arc<Engines>,
     sessions: Arc<Sessions>,
     memory: Arc<KvMemory>,
+    prefixes: Arc<PrefixCache>,
     requests: Arc<Requests>,
     config: Arc<ExecutorConfig>,
     stopped: CancellationToken,
@@ -47,6 +52,9 @@ pub enum OpenError {
     /// The store or the local cache.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The folder of the prefix cache.
+    #[error(transparent)]
+    Spill(#[from] SpillError),
     /// A fault of the executor.
     #[error("opening the cache and the backends ended abnormally: {0}")]
     Panicked(#[source] tokio::task::JoinError),
@@ -88,19 +96,31 @@ impl ExecutorService {
                 Err(reason) => tracing::info!(backend = %found.backend, reason, "backend unavailable"),
             }
         }
+        let archive = match &config.session_store {
+            Some(place) => Some(SessionArchive::new(Versions::open(place, &StoreOptions::from_env())?)),
+            None => None,
+        };
         let shared = SharedParts {
             memory: KvMemory::new(config.kv_memory_bytes),
-            sessions: Arc::new(Sessions::new(config.max_sessions)),
+            sessions: Arc::new(Sessions::new(config.max_sessions, archive)),
         };
+        let prefixes = PrefixCache::new(PrefixCacheLimits {
+            memory_bytes: config.prefix_cache_bytes,
+            spill: config.prefix_cache_dir.clone().map(|folder| (folder, config.prefix_cache_disk_bytes)),
+        })?;
         let service = Self {
             engines: Arc::new(Engines::new(store, cache, backends, shared.clone(), &config)),
             sessions: shared.sessions,
             memory: shared.memory,
+            prefixes,
             requests: Arc::default(),
             config: Arc::new(config),
             stopped: CancellationToken::new(),
         };
-        tokio::spawn(expire_sessions(Arc::clone(&service.sessions), service.stopped.clone()));
+        tokio::spawn(service.clone().expire_sessions());
+        if let Some(archive) = service.sessions.archive() {
+            tokio::spawn(sweep_sessions(Arc::clone(archive), service.stopped.clone()));
+        }
         Ok(service)
     }
 
@@ -131,14 +151,36 @@ impl ExecutorService {
         if let Err(error) = tokio::task::spawn_blocking(move || engines.unload_all()).await {
             tracing::error!(%error, "unloading ended abnormally");
         }
+        // The generations that it has ended are turns too.
+        if let Some(archive) = self.sessions.archive() {
+            archive.finish().await;
+        }
+    }
+
+    async fn expire_sessions(self) {
+        loop {
+            let now = Instant::now();
+            if let Some(since) = now.checked_sub(self.config.session_cache_timeout) {
+                self.sessions.drop_caches_idle_since(since);
+            }
+            let next = self.sessions.expire(now).unwrap_or(EXPIRY_INTERVAL).min(EXPIRY_INTERVAL);
+            tokio::select! {
+                () = tokio::time::sleep(next.max(Duration::from_millis(10))) => {}
+                () = self.stopped.cancelled() => return,
+            }
+        }
     }
 }
 
-async fn expire_sessions(sessions: Arc<Sessions>, stopped: CancellationToken) {
+async fn sweep_sessions(archive: Arc<SessionArchive>, stopped: CancellationToken) {
     loop {
-        let next = sessions.expire(Instant::now()).unwrap_or(EXPIRY_INTERVAL).min(EXPIRY_INTERVAL);
+        match archive.sweep().await {
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "deleted expired sessions from their store"),
+            Err(error) => tracing::warn!(%error, "expired sessions are still stored"),
+        }
         tokio::select! {
-            () = tokio::time::sleep(next.max(Duration::from_millis(10))) => {}
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
             () = stopped.cancelled() => return,
         }
     }

@@ -10,7 +10,8 @@ use crate::scheduler::Cancellation;
 /// The generations that run, by request ID.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    running: Mutex<HashMap<String, Running>>,
+    /// By tenant and ID: a tenant's requests are nobody else's to stop.
+    running: Mutex<HashMap<(String, String), Running>>,
 }
 
 #[derive(Debug)]
@@ -23,29 +24,31 @@ struct Running {
 #[derive(Debug)]
 pub(super) struct Claim {
     requests: Arc<Requests>,
-    id: String,
+    key: (String, String),
 }
 
 impl Requests {
-    /// Claims an ID for a generation. `None` when another one has it.
+    /// Claims an ID for a tenant's generation. `None` when another one has it.
     pub(super) fn claim(
         self: &Arc<Self>,
+        tenant: &str,
         id: &str,
         cancellation: Cancellation,
         session: Option<String>,
     ) -> Option<Claim> {
+        let key = (tenant.to_owned(), id.to_owned());
         let mut running = self.running.lock();
-        if running.contains_key(id) {
+        if running.contains_key(&key) {
             return None;
         }
-        running.insert(id.to_owned(), Running { cancellation, session });
-        Some(Claim { requests: Arc::clone(self), id: id.to_owned() })
+        running.insert(key.clone(), Running { cancellation, session });
+        Some(Claim { requests: Arc::clone(self), key })
     }
 
-    /// Stops a generation. Returns its session's ID; `None` if it has none or is over.
-    pub(super) fn cancel(&self, id: &str) -> Option<String> {
+    /// Stops a tenant's generation. Returns its session's ID; `None` if it has none or is over.
+    pub(super) fn cancel(&self, tenant: &str, id: &str) -> Option<String> {
         let running = self.running.lock();
-        let found = running.get(id)?;
+        let found = running.get(&(tenant.to_owned(), id.to_owned()))?;
         found.cancellation.cancel();
         found.session.clone()
     }
@@ -53,7 +56,7 @@ impl Requests {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.requests.running.lock().remove(&self.id);
+        self.requests.running.lock().remove(&self.key);
     }
 }
 
@@ -62,13 +65,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_free_again_when_its_claim_is_dropped() {
+    fn a_tenants_id_is_free_again_when_its_claim_is_dropped() {
         let requests = Arc::new(Requests::default());
-        let claim = requests.claim("a", Cancellation::default(), Some("s".to_owned())).unwrap();
-        assert!(requests.claim("a", Cancellation::default(), None).is_none());
-        assert_eq!(requests.cancel("a").as_deref(), Some("s"));
+        let claim = requests.claim("t", "a", Cancellation::default(), Some("s".to_owned())).unwrap();
+        assert!(requests.claim("t", "a", Cancellation::default(), None).is_none());
+        assert_eq!(requests.cancel("t", "a").as_deref(), Some("s"));
+        assert_eq!(requests.cancel("another", "a"), None);
+        assert!(requests.claim("another", "a", Cancellation::default(), None).is_some());
         drop(claim);
-        assert_eq!(requests.cancel("a"), None);
-        assert!(requests.claim("a", Cancellation::default(), None).is_some());
+        assert_eq!(requests.cancel("t", "a"), None);
+        assert!(requests.claim("t", "a", Cancellation::default(), None).is_some());
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use roundhouse_backend::Model;
 use roundhouse_text::ChatMessage;
 
-use super::{KvCache, Session};
+use super::{KvCache, Session, TurnEnd};
+use crate::prefix_cache::{PinnedPrefix, SharedPrefix};
 
 /// What a session holds between its generations.
 pub struct SessionState {
@@ -14,6 +16,81 @@ pub struct SessionState {
     pub tokens: Vec<u32>,
     /// The conversation so far, where turns came as messages.
     pub messages: Vec<ChatMessage>,
+    /// The ends of its turns.
+    pub turns: Vec<TurnEnd>,
+    /// What the generation that runs, or the last one, shares with others; `None` for nothing.
+    pub shared: Option<SharedPrefix>,
+    /// Blocks that are kept until its cache has taken them in: a fork's, of what it was forked from.
+    pub pinned: Option<PinnedPrefix>,
+    /// Whether its history is another than the stored one.
+    pub is_changed: bool,
+}
+
+impl SessionState {
+    /// Without any history.
+    #[must_use]
+    pub fn new(cache: KvCache) -> Self {
+        Self {
+            cache,
+            tokens: Vec::new(),
+            messages: Vec::new(),
+            turns: Vec::new(),
+            shared: None,
+            pinned: None,
+            is_changed: false,
+        }
+    }
+
+    /// Puts a turn's prompt after the first `keep` tokens of the history. `messages` are those of the whole conversation;
+    /// the cache keeps `cached` tokens at most.
+    pub fn begin_turn(
+        &mut self,
+        keep: usize,
+        new_tokens: Vec<u32>,
+        messages: Vec<ChatMessage>,
+        cached: usize,
+    ) {
+        self.tokens.truncate(keep);
+        self.tokens.extend(new_tokens);
+        self.messages = messages;
+        self.turns.retain(|turn| turn.tokens <= keep);
+        self.cache.truncate(cached);
+        self.is_changed = true;
+    }
+
+    /// Notes where a turn ended.
+    pub(super) fn end_turn(&mut self) {
+        let end = TurnEnd { tokens: self.tokens.len(), messages: self.messages.len() };
+        if self.turns.last() != Some(&end) {
+            self.turns.push(end);
+        }
+    }
+
+    /// Forgets all tokens from `len` on, and the messages of the turns that ended after it.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.turns.retain(|turn| turn.tokens <= len);
+        self.messages.truncate(self.turns.last().map_or(0, |turn| turn.messages));
+        self.cache.truncate(len);
+        self.is_changed = true;
+    }
+
+    /// Takes what others have computed of its history into its cache; how many tokens that gained.
+    pub fn refill(&mut self, model: &dyn Model) -> usize {
+        let gained = match &mut self.shared {
+            Some(shared) => shared.refill(&self.tokens, &mut self.cache, model),
+            None => 0,
+        };
+        self.pinned = None;
+        gained
+    }
+
+    /// Gives others the blocks that its cache has completed.
+    pub fn share(&mut self) {
+        if let Some(shared) = &mut self.shared {
+            shared.share(&self.tokens, &mut self.cache);
+        }
+    }
 }
 
 /// A [`SessionState`] for as long as a generation runs. Dropping it, however the generation ended, returns the state

@@ -6,54 +6,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use roundhouse_engine::EngineKey;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Lease, SessionState};
-
-/// A conversation with its cache.
-pub struct Session {
-    id: String,
-    engine: EngineKey,
-    capacity: usize,
-    idle_timeout: Duration,
-    created: SystemTime,
-    sequence: u64,
-    /// Cancelled when the session is deleted: ends the generation that runs in it.
-    deleted: CancellationToken,
-    slot: Mutex<Slot>,
-}
-
-struct Slot {
-    /// `None` while leased.
-    state: Option<SessionState>,
-    /// Tokens when it was last here.
-    num_tokens: usize,
-    /// Bytes of its cache when it was last here.
-    kv_bytes: u64,
-    last_used: Instant,
-}
-
-/// What callers see of a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionInfo {
-    /// Opaque.
-    pub id: String,
-    /// The engine.
-    pub engine: EngineKey,
-    /// Tokens in the history; of a busy one, when its generation began.
-    pub num_tokens: usize,
-    /// Tokens it can hold.
-    pub capacity: usize,
-    /// Bytes that its cache holds; of a busy one, when its generation began.
-    pub kv_bytes: u64,
-    /// Whether a generation runs in it.
-    pub busy: bool,
-    /// When it was made.
-    pub created: SystemTime,
-    /// When it expires unless used; of a busy one, as if its generation ended now.
-    pub expires: SystemTime,
-}
+use super::archive::Newer;
+use super::live::{Phase, Slot};
+use super::record::{time, unix_ms};
+use super::{Session, SessionArchive, SessionInfo, SessionState, SessionTerms, StoredSession};
 
 /// Why a session cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +30,22 @@ pub enum SessionError {
         /// The session.
         id: String,
     },
+    /// Another executor went on with it from the same turn, and was faster.
+    #[error("session {id:?} went on in another executor: this turn is not part of it")]
+    Overtaken {
+        /// The session.
+        id: String,
+    },
+    /// There is no such position in it.
+    #[error("session {id:?} has {tokens} tokens, {len} were asked for")]
+    Beyond {
+        /// The session.
+        id: String,
+        /// The position asked for.
+        len: usize,
+        /// Its tokens.
+        tokens: usize,
+    },
     /// No more may be made.
     #[error("there are {limit} sessions, which is the limit")]
     TooMany {
@@ -78,98 +54,21 @@ pub enum SessionError {
     },
 }
 
-impl Session {
-    /// Opaque and not to be guessed.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The engine it is for.
-    #[must_use]
-    pub fn engine(&self) -> &EngineKey {
-        &self.engine
-    }
-
-    /// Cancelled when the session is deleted.
-    #[must_use]
-    pub fn deleted(&self) -> &CancellationToken {
-        &self.deleted
-    }
-
-    /// Takes the state for a generation.
-    ///
-    /// # Errors
-    /// [`SessionError::Busy`] when another one has it.
-    pub fn lease(self: &Arc<Self>) -> Result<Lease, SessionError> {
-        let mut slot = self.slot.lock();
-        let mut state = slot.state.take().ok_or_else(|| SessionError::Busy { id: self.id.clone() })?;
-        slot.num_tokens = state.tokens.len();
-        slot.kv_bytes = state.cache.reserved();
-        state.cache.set_idle(false);
-        Ok(Lease::of_session(state, Arc::clone(self)))
-    }
-
-    pub(super) fn give_back(&self, mut state: SessionState) {
-        let mut slot = self.slot.lock();
-        slot.last_used = Instant::now();
-        slot.num_tokens = state.tokens.len();
-        slot.kv_bytes = state.cache.reserved();
-        // A deleted session's memory is free as soon as its generation is over.
-        if !self.deleted.is_cancelled() {
-            state.cache.set_idle(true);
-            slot.state = Some(state);
-        }
-    }
-
-    /// Drops the cache, unless a generation runs in it; how many bytes that gave. The next generation computes the
-    /// history again.
-    fn drop_idle_cache(&self) -> u64 {
-        let mut slot = self.slot.lock();
-        slot.kv_bytes = if slot.state.is_some() { 0 } else { slot.kv_bytes };
-        slot.state.as_mut().map_or(0, |state| state.cache.clear())
-    }
-
-    /// Since when no generation runs in it, and the bytes that its cache holds meanwhile; `None` while busy.
-    fn idle_cache(&self) -> Option<(Instant, u64)> {
-        let slot = self.slot.lock();
-        slot.state.as_ref().map(|state| (slot.last_used, state.cache.reserved()))
-    }
-
-    /// What callers see of it.
-    #[must_use]
-    pub fn info(&self) -> SessionInfo {
-        let slot = self.slot.lock();
-        let busy = slot.state.is_none();
-        let idle = if busy { Duration::ZERO } else { slot.last_used.elapsed() };
-        SessionInfo {
-            id: self.id.clone(),
-            engine: self.engine.clone(),
-            num_tokens: slot.num_tokens,
-            capacity: self.capacity,
-            kv_bytes: slot.kv_bytes,
-            busy,
-            created: self.created,
-            expires: SystemTime::now() + self.idle_timeout.saturating_sub(idle),
-        }
-    }
-
-    /// How long until it expires; `None` while busy.
-    fn remaining(&self, now: Instant) -> Option<Duration> {
-        let slot = self.slot.lock();
-        slot.state.as_ref()?;
-        Some(self.idle_timeout.saturating_sub(now.saturating_duration_since(slot.last_used)))
-    }
-
-    fn delete(&self) {
-        self.deleted.cancel();
-        self.slot.lock().state = None;
-    }
+/// Selects sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionFilter<'a> {
+    /// Of this tenant.
+    pub tenant: &'a str,
+    /// Of this engine only.
+    pub engine: Option<&'a EngineKey>,
+    /// Only those in which a generation runs, or only the others.
+    pub is_busy: Option<bool>,
 }
 
 /// All sessions of an executor.
 pub struct Sessions {
     limit: usize,
+    archive: Option<Arc<SessionArchive>>,
     inner: Mutex<Inner>,
 }
 
@@ -180,80 +79,170 @@ struct Inner {
 }
 
 impl Sessions {
-    /// At most `limit` sessions.
+    /// At most `limit` sessions, stored in `archive` at the ends of their turns.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { limit, inner: Mutex::new(Inner::default()) }
+    pub fn new(limit: usize, archive: Option<Arc<SessionArchive>>) -> Self {
+        Self { limit, archive, inner: Mutex::new(Inner::default()) }
+    }
+
+    /// Where they are stored.
+    #[must_use]
+    pub fn archive(&self) -> Option<&Arc<SessionArchive>> {
+        self.archive.as_ref()
     }
 
     /// Adds a session around a fresh state.
     ///
     /// # Errors
     /// [`SessionError::TooMany`].
-    pub fn create(
+    pub fn create(&self, terms: SessionTerms, state: SessionState) -> Result<Arc<Session>, SessionError> {
+        // 122 random bits from the system's generator.
+        let id = Uuid::new_v4().simple().to_string();
+        // As it is stored, so that it is the same wherever the session goes on.
+        self.add(id, terms, time(unix_ms(SystemTime::now())), 0, state)
+    }
+
+    /// Adds a stored session around a state without a history; the one that is there already if it was faster.
+    ///
+    /// # Errors
+    /// [`SessionError::TooMany`].
+    pub fn restore(
         &self,
-        engine: EngineKey,
+        id: &str,
+        terms: SessionTerms,
+        stored: StoredSession,
         mut state: SessionState,
-        idle_timeout: Duration,
+    ) -> Result<Arc<Session>, SessionError> {
+        state.tokens = stored.record.tokens;
+        state.messages = stored.record.messages;
+        state.turns = stored.record.turns;
+        self.add(id.to_owned(), terms, time(stored.record.created_unix_ms), stored.version, state)
+    }
+
+    fn add(
+        &self,
+        id: String,
+        terms: SessionTerms,
+        created: SystemTime,
+        version: u64,
+        mut state: SessionState,
     ) -> Result<Arc<Session>, SessionError> {
         state.cache.set_idle(true);
         let mut inner = self.inner.lock();
+        if let Some(session) = inner.by_id.get(&id) {
+            return Ok(Arc::clone(session));
+        }
         if inner.by_id.len() >= self.limit {
             return Err(SessionError::TooMany { limit: self.limit });
         }
         let sequence = inner.next_sequence;
         inner.next_sequence += 1;
         let session = Arc::new(Session {
-            // 122 random bits from the system's generator.
-            id: Uuid::new_v4().simple().to_string(),
-            engine,
+            id,
+            terms,
             capacity: state.cache.capacity(),
-            idle_timeout,
-            created: SystemTime::now(),
+            created,
             sequence,
+            writer: Uuid::new_v4().simple().to_string(),
             deleted: CancellationToken::new(),
             slot: Mutex::new(Slot {
                 num_tokens: state.tokens.len(),
                 kv_bytes: state.cache.reserved(),
                 state: Some(state),
                 last_used: Instant::now(),
+                version,
             }),
+            phase: watch::Sender::new(Phase::Idle),
+            archive: self.archive.clone(),
         });
         inner.by_id.insert(session.id.clone(), Arc::clone(&session));
         Ok(session)
     }
 
-    /// The session of this ID.
+    /// A tenant's session of this ID.
     ///
     /// # Errors
-    /// [`SessionError::NotFound`].
-    pub fn get(&self, id: &str) -> Result<Arc<Session>, SessionError> {
-        let found = self.inner.lock().by_id.get(id).map(Arc::clone);
-        found.ok_or_else(|| SessionError::NotFound { id: id.to_owned() })
+    /// [`SessionError::NotFound`], for another tenant's as well.
+    pub fn get(&self, tenant: &str, id: &str) -> Result<Arc<Session>, SessionError> {
+        let mut inner = self.inner.lock();
+        let found = inner.by_id.get(id).filter(|session| session.terms.tenant == tenant).map(Arc::clone);
+        match found {
+            Some(session) if session.is_lost() => inner.by_id.remove(id),
+            found => found,
+        }
+        .filter(|session| !session.is_lost())
+        .ok_or_else(|| SessionError::NotFound { id: id.to_owned() })
     }
 
-    /// Ends a session and the generation that runs in it.
+    /// As [`Sessions::get`], if it is what other executors left of it: one that they went on with is no longer here.
     ///
     /// # Errors
     /// [`SessionError::NotFound`].
-    pub fn delete(&self, id: &str) -> Result<(), SessionError> {
-        let removed = self.inner.lock().by_id.remove(id);
-        let session = removed.ok_or_else(|| SessionError::NotFound { id: id.to_owned() })?;
+    pub async fn get_current(&self, tenant: &str, id: &str) -> Result<Arc<Session>, SessionError> {
+        let session = self.get(tenant, id)?;
+        let (Some(archive), Some(version)) = (&self.archive, session.version()) else { return Ok(session) };
+        match archive.newer(id, version, &session.writer).await {
+            Ok(Newer::None) => Ok(session),
+            Ok(Newer::Another | Newer::Deleted) => {
+                self.forget(&session);
+                Err(SessionError::NotFound { id: id.to_owned() })
+            }
+            // Should another one have gone on with it, the end of this turn finds out.
+            Err(error) => {
+                tracing::warn!(session = id, %error, "a session may be an old one");
+                Ok(session)
+            }
+        }
+    }
+
+    /// Takes a session out of memory, unless another one has its place by now. A generation that runs in it goes on.
+    fn forget(&self, session: &Arc<Session>) {
+        let mut inner = self.inner.lock();
+        if inner.by_id.get(&session.id).is_some_and(|found| Arc::ptr_eq(found, session)) {
+            inner.by_id.remove(&session.id);
+        }
+    }
+
+    /// Ends a tenant's session and the generation that runs in it.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`].
+    pub fn delete(&self, tenant: &str, id: &str) -> Result<Arc<Session>, SessionError> {
+        let session = self.get(tenant, id)?;
+        self.forget(&session);
         session.delete();
-        Ok(())
+        Ok(session)
     }
 
-    /// Ends every session of an engine.
-    pub fn delete_of_engine(&self, engine: &EngineKey) {
-        self.remove_where(|session| session.engine == *engine);
+    /// Takes every session of an engine out of memory. Without an archive they end.
+    pub fn remove_of_engine(&self, engine: &EngineKey) {
+        let is_stored = self.archive.is_some();
+        self.remove_where(
+            |session| session.terms.engine == *engine,
+            |session| {
+                if !is_stored {
+                    session.delete();
+                }
+            },
+        );
     }
 
-    /// Up to `limit` sessions, oldest first, after the one whose sequence number is `after`; with the number to go on
-    /// from if there are more.
+    /// Up to `limit` sessions that the filter lets pass, oldest first, after the one whose sequence number is `after`; with
+    /// the number to go on from if there are more.
     #[must_use]
-    pub fn list(&self, after: Option<u64>, limit: usize) -> (Vec<SessionInfo>, Option<u64>) {
+    pub fn list(
+        &self,
+        filter: &SessionFilter<'_>,
+        after: Option<u64>,
+        limit: usize,
+    ) -> (Vec<SessionInfo>, Option<u64>) {
         let mut sessions: Vec<_> = self.inner.lock().by_id.values().map(Arc::clone).collect();
-        sessions.retain(|session| after.is_none_or(|after| session.sequence > after));
+        sessions.retain(|session| {
+            after.is_none_or(|after| session.sequence > after)
+                && session.terms.tenant == filter.tenant
+                && filter.engine.is_none_or(|engine| session.terms.engine == *engine)
+                && filter.is_busy.is_none_or(|busy| session.version().is_none() == busy)
+        });
         sessions.sort_by_key(|session| session.sequence);
         let more = sessions.len() > limit;
         sessions.truncate(limit);
@@ -294,18 +283,37 @@ impl Sessions {
         freed
     }
 
-    /// Ends the sessions that have been idle for their timeout, and says when the next one would be.
+    /// Drops the caches of sessions that no generation has run in since then. Their histories stay.
+    pub fn drop_caches_idle_since(&self, since: Instant) {
+        let sessions: Vec<_> = self.inner.lock().by_id.values().map(Arc::clone).collect();
+        for session in sessions {
+            if session.idle_cache().is_some_and(|(used, held)| used <= since && held > 0) {
+                session.drop_idle_cache();
+            }
+        }
+    }
+
+    /// Ends the sessions that have been idle for their timeout or are at their end, and says when the next one would be.
     pub fn expire(&self, now: Instant) -> Option<Duration> {
-        self.remove_where(|session| session.remaining(now) == Some(Duration::ZERO));
+        self.remove_where(
+            |session| session.remaining(now) == Some(Duration::ZERO),
+            |session| {
+                let version = session.version().unwrap_or_default();
+                session.delete();
+                if let Some(archive) = &self.archive {
+                    archive.delete_expired(session.id.clone(), version, session.writer.clone());
+                }
+            },
+        );
         self.inner.lock().by_id.values().filter_map(|session| session.remaining(now)).min()
     }
 
-    fn remove_where(&self, condition: impl Fn(&Session) -> bool) {
+    fn remove_where(&self, condition: impl Fn(&Session) -> bool, end: impl Fn(&Session)) {
         let mut inner = self.inner.lock();
         inner.by_id.retain(|_, session| {
             let remove = condition(session);
             if remove {
-                session.delete();
+                end(session);
             }
             !remove
         });

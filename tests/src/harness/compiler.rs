@@ -146,6 +146,10 @@ pub(super) async fn start_node(folder: &Path) -> Result<(Node, Channel)> {
             path: std::env::var_os("ROUNDHOUSE_TENSORRT_LIBRARY").map(PathBuf::from),
             folders: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/tensorrt")],
         },
+        nvrtc: LibrarySearch {
+            path: std::env::var_os("ROUNDHOUSE_NVRTC_LIBRARY").map(PathBuf::from),
+            folders: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roundhouse/nvrtc")],
+        },
         concurrent_builds: 1,
         queue_limit: 64,
     };

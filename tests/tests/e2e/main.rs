@@ -13,13 +13,16 @@ mod gemma3_tokens;
 mod greedy_tokens;
 mod guided_output;
 mod memory_pressure;
+mod prefix_cache;
 mod prompt_logprobs;
 mod queueing;
 mod sampling;
+mod session_history;
 mod sessions;
 mod several_outputs;
 mod sliding_windows;
 mod speculative;
+mod stored_sessions;
 mod streaming_text;
 #[cfg(feature = "tensorrt")]
 mod tensorrt_engines;

@@ -19,8 +19,8 @@ use tonic::{Code, Status};
 async fn create(engine: &LoadedEngine, idle_timeout: Option<Duration>) -> Session {
     let request = CreateSessionRequest {
         engine: Some(engine.key.clone()),
-        max_seq_len: None,
         idle_timeout: idle_timeout.map(|timeout| timeout.try_into().unwrap()),
+        ..CreateSessionRequest::default()
     };
     engine.executor.client.clone().create_session(request).await.unwrap().into_inner()
 }
@@ -98,7 +98,8 @@ async fn a_second_turn_computes_only_what_is_new_and_answers_as_to_the_whole_con
     let second = engine.generate(in_session(&session, second_turn)).await.unwrap();
 
     let conversation = [question, message("assistant", &first.text()), further];
-    let at_once = engine.generate(whole_answer(chat(&conversation, 1))).await.unwrap();
+    let whole = GenerateRequest { bypass_prefix_cache: Some(true), ..chat(&conversation, 1) };
+    let at_once = engine.generate(whole_answer(whole)).await.unwrap();
     assert_eq!(second.token_ids, at_once.token_ids);
     assert_eq!(second.text(), at_once.text());
     assert_eq!(second.usage.prompt_tokens, at_once.usage.prompt_tokens);
@@ -131,7 +132,8 @@ async fn sessions_are_created_found_listed_and_deleted() {
     let list = |page_token: Option<String>| {
         let mut client = executor.client.clone();
         async move {
-            let request = ListSessionsRequest { page_size: Some(2), page_token };
+            let request =
+                ListSessionsRequest { page_size: Some(2), page_token, ..ListSessionsRequest::default() };
             client.list_sessions(request).await.unwrap().into_inner()
         }
     };
@@ -159,7 +161,7 @@ async fn a_session_holds_the_memory_of_its_tokens_in_whole_blocks() {
             shared.compiler.key(tiny_llama_request("tiny-llama-2", Precision::Fp32, cache)).await.unwrap();
         let executor = shared.executor_alone(|_| {}).await.unwrap();
         let per_token = executor.load(&key).await.unwrap().engine.unwrap().kv_bytes_per_token;
-        let request = CreateSessionRequest { engine: None, max_seq_len: Some(150), idle_timeout: None };
+        let request = CreateSessionRequest { max_seq_len: Some(150), ..CreateSessionRequest::default() };
         let session = executor.client.clone().create_session(request).await.unwrap().into_inner();
         assert_eq!((session.max_seq_len, session.kv_bytes), (150, 0), "{cache}");
         // 50 tokens in one block, and 140 in as much as there can be.
@@ -260,7 +262,7 @@ async fn a_session_cannot_be_longer_than_its_engine() {
     let request = CreateSessionRequest {
         engine: Some(engine.key.clone()),
         max_seq_len: Some(1 << 20),
-        idle_timeout: None,
+        ..CreateSessionRequest::default()
     };
     let status = engine.executor.client.clone().create_session(request).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "max_seq_len"));

@@ -42,7 +42,7 @@ async fn create(engine: &LoadedEngine, max_seq_len: u32) -> Session {
     let request = CreateSessionRequest {
         engine: Some(engine.key.clone()),
         max_seq_len: Some(max_seq_len),
-        idle_timeout: None,
+        ..CreateSessionRequest::default()
     };
     engine.executor.client.clone().create_session(request).await.unwrap().into_inner()
 }
@@ -77,7 +77,8 @@ async fn the_memory_of_a_session_stops_growing_with_its_sliding_layers() {
 
 #[tokio::test]
 async fn turns_that_outgrow_the_window_answer_as_to_everything_at_once() {
-    let executor = shared().await.unwrap().executor_alone(|_| {}).await.unwrap();
+    let executor =
+        shared().await.unwrap().executor_alone(|config| config.prefix_cache_bytes = 0).await.unwrap();
     let engine = long_gemma(&executor).await;
     let session = create(&engine, MAX_SEQ_LEN).await;
     let mut history = Vec::new();
@@ -95,7 +96,8 @@ async fn turns_that_outgrow_the_window_answer_as_to_everything_at_once() {
 
 #[tokio::test]
 async fn a_turn_that_goes_back_beyond_the_window_computes_its_history_again() {
-    let executor = shared().await.unwrap().executor_alone(|_| {}).await.unwrap();
+    let executor =
+        shared().await.unwrap().executor_alone(|config| config.prefix_cache_bytes = 0).await.unwrap();
     let engine = long_gemma(&executor).await;
     let content = some_tokens(300).iter().map(|token| format!("{token} ")).collect::<String>();
     let messages = [Message { role: "user".to_owned(), content }];

@@ -48,6 +48,21 @@ pub trait Model: Send + Sync {
     /// [`BackendError::CacheFull`] or [`BackendError::InvalidArgument`] (a token outside the vocabulary, no tokens,
     /// another model's cache) before anything ran; [`BackendError::Device`] when the device failed.
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError>;
+
+    /// Runs steps of one new token a sequence that find the next tokens where the logits are: the largest one's, the
+    /// lower one among equals. A first step appends [`GreedySequence::token`]; each of up to `steps - 1` more the token
+    /// found before. A caller that would have stopped earlier truncates the cache. Fewer steps may run; equally many of
+    /// all sequences do.
+    ///
+    /// Returns false, and has done nothing, where the backend finds no tokens itself, or none for a batch like this: the
+    /// default.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    fn decode_greedily(&self, batch: &mut [GreedySequence<'_>], steps: usize) -> Result<bool, BackendError> {
+        let _ = (batch, steps);
+        Ok(false)
+    }
 }
 
 /// The keys and values (or, without a cache, the tokens) of one sequence.
@@ -108,6 +123,16 @@ pub enum LogitsRequest {
     Last,
     /// Every new token's: `[tokens, vocab_size]`.
     All,
+}
+
+/// One sequence's part of [`Model::decode_greedily`].
+pub struct GreedySequence<'a> {
+    /// Its cache.
+    pub cache: &'a mut dyn Cache,
+    /// Its new token.
+    pub token: u32,
+    /// The tokens found, one a step; overwritten. The last one is not in the cache yet.
+    pub found: &'a mut Vec<u32>,
 }
 
 /// One sequence's part of a step.

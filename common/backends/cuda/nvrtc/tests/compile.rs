@@ -1,0 +1,83 @@
+//! Compiling kernels for GPUs, on a machine that has none. Without NVRTC these tests fail with how to get it.
+
+use std::path::Path;
+
+use roundhouse_backend::LibrarySearch;
+use roundhouse_cuda_kernels::{
+    Activation, AttentionCombine, AttentionDecode, AttentionPrefill, Epilogue, Kernel, KernelCompiler,
+    Linear, Method, Prologue, Sample, Weight,
+};
+use roundhouse_cuda_nvrtc::{Nvrtc, cubin};
+use roundhouse_graph::{DType, WeightFormat};
+
+#[expect(clippy::panic, reason = "a test that needs NVRTC fails without it")]
+fn nvrtc() -> Nvrtc {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(4);
+    let folders = workspace.map(|root| root.join(".roundhouse/nvrtc")).into_iter().collect();
+    Nvrtc::open(&LibrarySearch { path: None, folders })
+        .unwrap_or_else(|error| panic!("this test needs NVRTC: {error}"))
+}
+
+/// One of each source that is hard on registers.
+fn kernels() -> Vec<Kernel> {
+    let dtype = DType::Bf16;
+    let int4 =
+        Weight::Quantized { format: WeightFormat::Int4, group_size: 64, offsets: true, scales: DType::F32 };
+    let linear = |columns, method, weight, prologue, epilogue| {
+        Kernel::from(Linear { dtype, weight, columns, method, prologue, epilogue })
+    };
+    let rms = Prologue::RmsNorm { unit_offset: false };
+    let gated = Epilogue { gated: true, activation: Activation::Silu, ..Epilogue::NONE };
+    let residual = Epilogue { residual: true, ..Epilogue::NONE };
+    vec![
+        linear(4096, Method::Rows { rows: 1, split: 1 }, Weight::Float, rms, gated),
+        linear(14_336, Method::Rows { rows: 1, split: 8 }, Weight::Float, Prologue::None, residual),
+        linear(4096, Method::Tensor { rows: 16, split: 8 }, int4, Prologue::None, residual),
+        linear(4096, Method::Tiles { rows: 64 }, Weight::Float, Prologue::None, gated),
+        linear(4096, Method::Tiles { rows: 128 }, int4, Prologue::None, gated),
+        AttentionDecode::new(dtype, 64, 4).into(),
+        AttentionDecode::new(dtype, 128, 16).into(),
+        AttentionDecode::new(DType::F32, 64, 4).into(),
+        AttentionCombine { dtype }.into(),
+        AttentionPrefill { dtype, head_dim: 128 }.into(),
+        AttentionPrefill { dtype, head_dim: 256 }.into(),
+        Sample {}.into(),
+    ]
+}
+
+#[test]
+fn kernels_compile_for_every_target_without_local_memory() {
+    let nvrtc = nvrtc();
+    assert_eq!(nvrtc.version(), "nvrtc.12.9");
+    let kernels = kernels();
+    for target in nvrtc.targets() {
+        let image = nvrtc.compile(&kernels, target).unwrap();
+        let resources = cubin::resources(&image).unwrap();
+        for kernel in &kernels {
+            let name = kernel.name();
+            let found = resources.iter().find(|resources| resources.function == name);
+            let found = found.unwrap_or_else(|| panic!("{target}: no {name} in {resources:?}"));
+            assert!(found.registers > 0 && found.registers <= 255, "{target}: {found:?}");
+            assert_eq!(found.stack_bytes, 0, "{target}: {name} spills");
+        }
+    }
+}
+
+#[test]
+fn the_same_kernels_are_the_same_bytes() {
+    let nvrtc = nvrtc();
+    let target = nvrtc.targets()[0];
+    let kernels =
+        [AttentionCombine { dtype: DType::F16 }.into(), AttentionDecode::new(DType::F16, 64, 4).into()];
+    let first = nvrtc.compile(&kernels, target).unwrap();
+    assert_eq!(nvrtc.compile(&kernels, target).unwrap(), first);
+    let backwards: Vec<Kernel> = kernels.into_iter().rev().collect();
+    assert_eq!(nvrtc.compile(&backwards, target).unwrap().len(), first.len());
+}
+
+#[test]
+fn what_does_not_compile_says_why() {
+    let nvrtc = nvrtc();
+    let error = nvrtc.compile_text("this is no CUDA", nvrtc.targets()[0]).unwrap_err();
+    assert!(error.to_string().contains("sm_80") && error.to_string().contains("kernels.cu"), "{error}");
+}

@@ -1,0 +1,93 @@
+//! From a model to a loaded engine, as the compiler and an executor do it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use roundhouse_backend::{BackendError, BuildProgress, Builder, WeightSource};
+use roundhouse_engine::{
+    BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs,
+    Manifest, Precision, WeightQuantization,
+};
+use roundhouse_models::build_graph;
+use serde_json::Value;
+
+/// Hex SHA-256 of nothing: these checkpoints and files have no digests of their own.
+const NO_DIGEST: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// A build nobody watches or stops.
+struct Unwatched;
+
+impl BuildProgress for Unwatched {
+    fn bytes(&self, _done: u64, _total: u64) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn log(&self, _line: &str) {}
+}
+
+/// The options of an engine for the usual GPU of `builder`.
+pub(crate) fn options(
+    precision: Precision,
+    cache: CacheKind,
+    max_seq_len: u32,
+    max_batch_size: u32,
+) -> EngineOptions {
+    EngineOptions {
+        precision,
+        cache,
+        backend: BackendKind::Cuda,
+        max_seq_len,
+        max_batch_size,
+        all_logits: false,
+        quantization: WeightQuantization::None,
+        targets: ComputeCapabilities::NONE,
+        tensorrt: None,
+    }
+}
+
+/// Builds an engine of the model of a config into a folder.
+pub(crate) fn build(
+    builder: &dyn Builder,
+    name: &str,
+    config: &Value,
+    weights: &dyn WeightSource,
+    options: &EngineOptions,
+    folder: &Path,
+) -> anyhow::Result<EngineFiles> {
+    let model = build_graph(name, config, weights, options.max_seq_len)?;
+    let options = builder.resolve(&model.graph, *options)?;
+    let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
+    let (graph, own) = builder.lower(graph, &options)?;
+    passes.extend(own);
+    let built = builder.build(&graph, &options, weights, folder, &Unwatched)?;
+    let paths: BTreeMap<_, _> = built.into_iter().map(|file| (file.name, file.path)).collect();
+    let blobs = paths.iter().map(|(name, path)| {
+        let size = std::fs::metadata(path)?.len();
+        Ok(BlobRef { name: name.clone(), sha256: NO_DIGEST.to_owned(), size })
+    });
+    let (backend_version, target) = (builder.version(), builder.target(&options));
+    let key = EngineKey::new(&KeyInputs {
+        checkpoint_digest: NO_DIGEST,
+        options: &options,
+        backend_version: &backend_version,
+        target: &target,
+        compiler_version: "bench",
+    })?;
+    let manifest = Manifest {
+        format: Manifest::FORMAT,
+        key,
+        model: name.to_owned(),
+        revision: None,
+        checkpoint_digest: NO_DIGEST.to_owned(),
+        info: model.info,
+        options,
+        target,
+        backend_version,
+        compiler_version: "bench".to_owned(),
+        passes,
+        memory_plan: builder.memory_plan(&graph, &options),
+        blobs: blobs.collect::<Result<_, std::io::Error>>()?,
+        created_unix_ms: 0,
+    };
+    Ok(EngineFiles { manifest, paths })
+}

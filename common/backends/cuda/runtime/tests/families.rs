@@ -1,0 +1,115 @@
+//! A tiny model of every family on the emulated device, against Transformers' logits.
+
+#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+
+#[path = "../examples/bench/engine.rs"]
+mod engine;
+#[path = "../examples/bench/goldens.rs"]
+mod goldens;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use roundhouse_backend::{BackendError, Cache, GreedySequence, LogitsRequest, Model, Sequence};
+use roundhouse_cuda_builder::CudaBuilder;
+use roundhouse_cuda_emulation::{EmulatedDevice, EmulationCompiler};
+use roundhouse_cuda_runtime::CudaRuntime;
+use roundhouse_engine::{CacheKind, Precision};
+
+const GOLDENS: &str = include_str!("../../../../../compiler-svc/models/tests/golden/families.json");
+
+fn backend() -> (CudaBuilder, CudaRuntime) {
+    let builder = CudaBuilder::new(Arc::new(EmulationCompiler), None);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("cuda-emulation");
+    (builder, CudaRuntime::on(Arc::new(EmulatedDevice::new(folder))))
+}
+
+fn every_family(precision: Precision, allowed: f32) {
+    let goldens: Vec<goldens::Golden> = serde_json::from_str(GOLDENS).unwrap();
+    let (builder, runtime) = backend();
+    for golden in goldens {
+        let difference = golden.difference(&builder, &runtime, precision, CacheKind::InPlace).unwrap();
+        assert!(difference < allowed, "{}: {difference:e}", golden.name);
+    }
+}
+
+/// Sums of some 30 products, made in another order.
+#[test]
+fn fp32_logits_are_those_of_transformers() {
+    every_family(Precision::Fp32, 2e-5);
+}
+
+/// Some 30 values stored one after another, each rounded by at most half a unit in the last place: as in the suite.
+#[test]
+fn fp16_logits_are_those_of_transformers_but_for_rounding() {
+    every_family(Precision::Fp16, 16.0 / 2048.0);
+}
+
+#[test]
+fn bf16_logits_are_those_of_transformers_but_for_rounding() {
+    every_family(Precision::Bf16, 16.0 / 256.0);
+}
+
+/// A step of a sequence by itself; its likeliest next token.
+fn next_token(model: &dyn Model, cache: &mut dyn Cache, tokens: &[u32]) -> u32 {
+    let mut logits = Vec::new();
+    let sequence = Sequence { cache, tokens, request: LogitsRequest::Last, logits: &mut logits };
+    model.forward(&mut [sequence]).unwrap();
+    let largest = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    u32::try_from(largest.unwrap()).unwrap()
+}
+
+/// In steps that find several tokens, of sequences of different lengths, in the middle of which one is cut back.
+#[test]
+fn tokens_found_on_the_device_are_those_of_the_largest_logits() {
+    const PROMPTS: [&[u32]; 3] = [&[3, 1, 4, 1, 5], &[9], &[2, 6, 5]];
+    let goldens: Vec<goldens::Golden> = serde_json::from_str(GOLDENS).unwrap();
+    let (builder, runtime) = backend();
+    // One with a window, whose layers are rings.
+    let golden = goldens.iter().find(|golden| golden.name == "mistral/window").unwrap();
+    let (model, _files) = golden.engine(&builder, &runtime, Precision::Fp32, CacheKind::InPlace, 60).unwrap();
+    let mut expected = Vec::new();
+    for prompt in PROMPTS {
+        let mut cache = model.new_cache(60).unwrap();
+        let mut tokens = vec![next_token(&*model, &mut *cache, prompt)];
+        for at in 0..20 {
+            tokens.push(next_token(&*model, &mut *cache, &[tokens[at]]));
+        }
+        expected.push(tokens);
+    }
+    let mut caches: Vec<_> = PROMPTS.iter().map(|_| model.new_cache(60).unwrap()).collect();
+    let first = |(cache, prompt): (&mut Box<dyn Cache>, &&[u32])| next_token(&*model, &mut **cache, prompt);
+    let mut tokens: Vec<Vec<u32>> =
+        caches.iter_mut().zip(&PROMPTS).map(first).map(|token| vec![token]).collect();
+    for (turn, steps) in [1, 4, 1, 6, 3, 5].into_iter().enumerate() {
+        if turn == 3 {
+            // As after a token that ends a turn early.
+            let length = caches[1].len();
+            assert_eq!(caches[1].truncate(length - 2), length - 2);
+            let kept = tokens[1].len() - 2;
+            tokens[1].truncate(kept);
+        }
+        let mut found = vec![vec![77; 9]; 3];
+        let parts = caches.iter_mut().zip(&tokens).zip(&mut found);
+        let mut batch: Vec<GreedySequence<'_>> = parts
+            .map(|((cache, tokens), found)| GreedySequence {
+                cache: &mut **cache,
+                token: *tokens.last().unwrap(),
+                found,
+            })
+            .collect();
+        assert!(model.decode_greedily(&mut batch, steps).unwrap());
+        drop(batch);
+        for (tokens, found) in tokens.iter_mut().zip(found) {
+            assert_eq!(found.len(), steps);
+            tokens.extend(found);
+        }
+    }
+    for (tokens, expected) in tokens.iter().zip(&expected) {
+        assert_eq!(tokens[..], expected[..tokens.len()]);
+    }
+    let mut full = model.new_cache(3).unwrap();
+    let mut found = Vec::new();
+    let mut batch = [GreedySequence { cache: &mut *full, token: 1, found: &mut found }];
+    assert!(matches!(model.decode_greedily(&mut batch, 4), Err(BackendError::CacheFull { tokens: 4, .. })));
+}
