@@ -3,7 +3,10 @@
 //! Machines differ and are noisy, so a number by itself says little: both sides take turns, and the ratio of each
 //! turn is what counts.
 
+mod batching;
 mod cold_start;
+mod histogram;
+mod serve;
 mod sessions;
 
 use std::io::{BufReader, Write as _};
@@ -41,6 +44,10 @@ enum BenchCommand {
     Cpu(CpuArgs),
     /// From the start of an executor's process to its first token.
     ColdStart(cold_start::ColdStartArgs),
+    /// Sessions at a time against one alone, and streams while prompts arrive.
+    Batching(batching::BatchingArgs),
+    /// Many clients that behave in every way, for a time: every stream ends as it should and nothing is left.
+    Serve(serve::ServeArgs),
     /// What a turn costs whose history need not be computed.
     Sessions(sessions::SessionsArgs),
 }
@@ -114,6 +121,8 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     match args.command {
         BenchCommand::Cpu(args) => cpu(args).await,
         BenchCommand::ColdStart(args) => cold_start::run(args).await,
+        BenchCommand::Batching(args) => batching::run(args).await,
+        BenchCommand::Serve(args) => serve::run(args).await,
         BenchCommand::Sessions(args) => sessions::run(args).await,
     }
 }

@@ -12,7 +12,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::clients::ServiceArgs;
 use crate::compile;
-use crate::generate::{SamplingArgs, generate};
+use crate::failover::Turn;
+use crate::generate::SamplingArgs;
 use crate::model_args::ModelArgs;
 
 /// `roundhouse chat`.
@@ -34,7 +35,8 @@ pub(crate) struct ChatArgs {
 
 pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
     let mut compiler = args.services.compiler().await?;
-    let mut executor = args.services.executor().await?;
+    let executors = args.services.executors().await?;
+    let mut executor = executors.client();
     let runtimes = executor.get_load(GetLoadRequest {}).await?.into_inner().runtimes;
     let request = args.model.request_to_run(&runtimes);
     let compiled = compile::compile(&mut compiler, request).await?;
@@ -47,6 +49,7 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
         eprintln!("Type a message; Ctrl-C stops an answer, Ctrl-D ends the conversation.");
     }
 
+    let mut num_tokens = session.num_tokens;
     let mut system = args.system;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
@@ -61,6 +64,9 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
         let mut messages: Vec<_> =
             system.take().map(|content| message("system", content)).into_iter().collect();
         messages.push(message("user", line));
+        let mut sampling = args.sampling.options();
+        // Another executor that takes the turn over chooses the same tokens.
+        sampling.seed.get_or_insert_with(rand::random);
         let request_id = format!("chat-{}-{}", std::process::id(), session.id);
         let request = GenerateRequest {
             engine: Some(engine_key.clone()),
@@ -70,7 +76,7 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
                 messages,
                 add_generation_prompt: None,
             })),
-            sampling: Some(args.sampling.options()),
+            sampling: Some(sampling),
             stopping: Some(StoppingOptions {
                 max_tokens: Some(args.num_tokens),
                 ..StoppingOptions::default()
@@ -78,8 +84,8 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
             response: None,
             ..GenerateRequest::default()
         };
-        let mut canceller = executor.clone();
-        let answering = generate(&mut executor, request, |text| {
+        let turn = Turn { engine: &engine_key, session: &session.id, num_tokens };
+        let answering = executors.turn(&turn, &request, |text| {
             print!("{text}");
             // A closed standard output ends the program at the next print.
             let _ = std::io::stdout().flush();
@@ -88,16 +94,17 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
         let answer = tokio::select! {
             answer = &mut answering => answer?,
             _ = tokio::signal::ctrl_c() => {
-                canceller.cancel(CancelRequest { request_id, keep_session: Some(true) }).await?;
+                executors.client().cancel(CancelRequest { request_id, keep_session: Some(true) }).await?;
                 answering.await?
             }
         };
         println!();
+        num_tokens = answer.usage.prompt_tokens + answer.usage.output_tokens;
         if answer.finish_reason == FinishReason::CacheFull {
             eprintln!("The conversation has filled the engine's {} tokens.", session.max_seq_len);
             break;
         }
     }
-    executor.delete_session(DeleteSessionRequest { session_id: session.id }).await?;
+    executors.client().delete_session(DeleteSessionRequest { session_id: session.id }).await?;
     Ok(())
 }

@@ -12,6 +12,7 @@ use roundhouse_proto::google::longrunning::operations_client::OperationsClient;
 use roundhouse_rpc::{MAX_MESSAGE_BYTES, Server, ServerConfig};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::failover::Executors;
 use crate::serve;
 use crate::tensorrt_library::LibraryArgs;
 
@@ -21,9 +22,10 @@ pub(crate) struct ServiceArgs {
     /// Address of a compiler service; without one it is embedded.
     #[arg(long, global = true, env = "ROUNDHOUSE_COMPILER", value_name = "URL")]
     pub(crate) compiler: Option<String>,
-    /// Address of an executor service; without one it is embedded.
-    #[arg(long, global = true, env = "ROUNDHOUSE_EXECUTOR", value_name = "URL")]
-    pub(crate) executor: Option<String>,
+    /// Addresses of executor services, comma-separated: the first that answers is used, and a conversation goes on with the
+    /// next one when it fails. Without any it is embedded.
+    #[arg(long, global = true, env = "ROUNDHOUSE_EXECUTOR", value_delimiter = ',', value_name = "URL,…")]
+    pub(crate) executor: Vec<String>,
     /// Engine store of embedded services: a folder, s3://…, gs://… or az://….
     #[arg(long, global = true, env = "ROUNDHOUSE_STORE", value_name = "URL")]
     pub(crate) store: Option<String>,
@@ -54,7 +56,8 @@ impl ServiceArgs {
                 url
             }
         };
-        let channel = connect(&url).await.with_context(|| format!("compiler service at {url}"))?;
+        let connecting = endpoint(&url)?.connect().await;
+        let channel = connecting.with_context(|| format!("compiler service at {url}"))?;
         Ok(Compiler {
             client: CompilerClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -65,24 +68,28 @@ impl ServiceArgs {
 
     /// A client of the executor service.
     pub(crate) async fn executor(&self) -> anyhow::Result<ExecutorClient<Channel>> {
-        let url = match &self.executor {
-            Some(url) => url.clone(),
-            None => {
-                let server = bind_embedded().await?;
-                let url = format!("http://{}", server.address());
-                let args = serve::ExecutorArgs::embedded(self);
-                tokio::spawn(async move {
-                    if let Err(error) = serve::run_executor(server, args, std::future::pending()).await {
-                        tracing::error!("the embedded executor service: {error:#}");
-                    }
-                });
-                url
+        Ok(self.executors().await?.client())
+    }
+
+    /// The executor services.
+    pub(crate) async fn executors(&self) -> anyhow::Result<Executors> {
+        Executors::connect(self.executor_endpoints().await?).await
+    }
+
+    /// How to connect to the executor services, of which there is at least one.
+    pub(crate) async fn executor_endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
+        if !self.executor.is_empty() {
+            return self.executor.iter().map(|url| endpoint(url)).collect();
+        }
+        let server = bind_embedded().await?;
+        let url = format!("http://{}", server.address());
+        let args = serve::ExecutorArgs::embedded(self);
+        tokio::spawn(async move {
+            if let Err(error) = serve::run_executor(server, args, std::future::pending()).await {
+                tracing::error!("the embedded executor service: {error:#}");
             }
-        };
-        let channel = connect(&url).await.with_context(|| format!("executor service at {url}"))?;
-        Ok(ExecutorClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        });
+        Ok(vec![endpoint(&url)?])
     }
 }
 
@@ -98,7 +105,7 @@ async fn bind_embedded() -> anyhow::Result<Server> {
     Ok(Server::bind(&ServerConfig { address, drain_timeout: Duration::ZERO }).await?)
 }
 
-async fn connect(url: &str) -> anyhow::Result<Channel> {
+fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    Ok(Endpoint::from_shared(url)?.connect_timeout(Duration::from_secs(10)).connect().await?)
+    Ok(Endpoint::from_shared(url)?.connect_timeout(Duration::from_secs(10)))
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod dump;
 mod engines;
 mod eval;
+mod failover;
 mod generate;
 mod guided_args;
 mod kv_memory;

@@ -11,6 +11,7 @@ use roundhouse_compiler::{CompilerConfig, CompilerService};
 use roundhouse_executor::{ExecutorConfig, ExecutorService};
 use roundhouse_hub::HubConfig;
 use roundhouse_rpc::{Readiness, Server, ServerConfig, shutdown_signal};
+use roundhouse_telemetry::metrics::{Metrics, MetricsServer};
 use tonic::service::Routes;
 
 use crate::clients::ServiceArgs;
@@ -25,23 +26,49 @@ pub(crate) struct ListenArgs {
     /// Write the address to this file once the service listens.
     #[arg(long, value_name = "FILE")]
     address_file: Option<PathBuf>,
+    /// Serve the metrics over HTTP at /metrics of this address, for Prometheus; port 0 takes a free one.
+    #[arg(long, env = "ROUNDHOUSE_METRICS_ADDRESS", value_name = "IP:PORT")]
+    metrics_address: Option<SocketAddr>,
+    /// Write the address of the metrics to this file once they are served.
+    #[arg(long, value_name = "FILE", requires = "metrics_address")]
+    metrics_address_file: Option<PathBuf>,
     /// After SIGTERM, how many seconds running calls may take to end.
     #[arg(long, default_value_t = 30)]
     drain_seconds: u64,
 }
 
 impl ListenArgs {
+    /// Of a service inside a command, which binds its own server.
+    const fn embedded() -> Self {
+        Self {
+            address: None,
+            address_file: None,
+            metrics_address: None,
+            metrics_address_file: None,
+            drain_seconds: 0,
+        }
+    }
+
     async fn bind(&self, default_port: u16) -> anyhow::Result<Server> {
         let address = self.address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], default_port)));
         let drain_timeout = Duration::from_secs(self.drain_seconds);
         let server = Server::bind(&ServerConfig { address, drain_timeout }).await?;
         if let Some(path) = &self.address_file {
-            let whole = path.with_extension("partial");
-            std::fs::write(&whole, server.address().to_string())
-                .with_context(|| whole.display().to_string())?;
-            std::fs::rename(&whole, path).with_context(|| path.display().to_string())?;
+            write_address(path, server.address())?;
         }
         Ok(server)
+    }
+
+    /// Serves the metrics where asked to, until the process ends.
+    async fn serve_metrics(&self, metrics: Vec<Metrics>) -> anyhow::Result<()> {
+        let Some(address) = self.metrics_address else { return Ok(()) };
+        let server = MetricsServer::bind(address).await?;
+        tracing::info!(address = %server.address(), "metrics");
+        if let Some(path) = &self.metrics_address_file {
+            write_address(path, server.address())?;
+        }
+        tokio::spawn(server.serve(metrics, std::future::pending()));
+        Ok(())
     }
 }
 
@@ -77,6 +104,13 @@ pub(crate) struct ExecutorOptions {
     /// Engines to load before the service is ready: keys, comma-separated.
     #[arg(long, value_delimiter = ',', value_name = "KEY,…")]
     load: Vec<String>,
+    /// Bytes for the weights and workspaces of loaded engines: idle ones make room for another one. All stay by default.
+    #[arg(long, value_name = "BYTES")]
+    engine_memory_bytes: Option<u64>,
+    /// Load an engine of the store when a request names it: by its key, or by its model where there is one for this
+    /// machine.
+    #[arg(long)]
+    load_on_demand: bool,
     /// Bytes for the KV caches of all sessions.
     #[arg(long, default_value_t = 4 << 30)]
     kv_memory_bytes: u64,
@@ -180,7 +214,7 @@ impl CompilerArgs {
     pub(crate) fn embedded(args: &ServiceArgs) -> Self {
         let home = home(args.home.as_deref());
         Self {
-            listen: ListenArgs { address: None, address_file: None, drain_seconds: 0 },
+            listen: ListenArgs::embedded(),
             store: Some(store(args.store.as_deref(), &home)),
             options: CompilerOptions {
                 work_dir: Some(home.join("compiler")),
@@ -218,12 +252,14 @@ impl ExecutorArgs {
     pub(crate) fn embedded(args: &ServiceArgs) -> Self {
         let (store, cache_dir) = embedded_executor_places(args);
         Self {
-            listen: ListenArgs { address: None, address_file: None, drain_seconds: 0 },
+            listen: ListenArgs::embedded(),
             store: Some(store),
             options: ExecutorOptions {
                 cache_dir: Some(cache_dir),
                 cache_limit_bytes: None,
                 load: Vec::new(),
+                engine_memory_bytes: None,
+                load_on_demand: false,
                 kv_memory_bytes: 4 << 30,
                 prefix_cache_bytes: 1 << 30,
                 prefix_cache_dir: None,
@@ -252,6 +288,8 @@ impl ExecutorArgs {
             store: store(self.store.as_deref(), &home),
             cache_dir: options.cache_dir.clone().unwrap_or_else(|| home.join("executor")),
             cache_limit_bytes: options.cache_limit_bytes,
+            engine_memory_bytes: options.engine_memory_bytes,
+            load_on_demand: options.load_on_demand,
             kv_memory_bytes: options.kv_memory_bytes,
             prefix_cache_bytes: options.prefix_cache_bytes,
             prefix_cache_dir: options.prefix_cache_dir.clone(),
@@ -295,6 +333,13 @@ pub(crate) fn embedded_executor_places(args: &ServiceArgs) -> (String, PathBuf) 
     (store(args.store.as_deref(), &home), home.join("executor"))
 }
 
+/// Writes an address to a file, which is there only when it is whole.
+fn write_address(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
+    let whole = path.with_extension("partial");
+    std::fs::write(&whole, address.to_string()).with_context(|| whole.display().to_string())?;
+    std::fs::rename(&whole, path).with_context(|| path.display().to_string())
+}
+
 async fn stop_signal() {
     if let Err(error) = shutdown_signal().await {
         tracing::error!(%error, "cannot listen for signals: stopping");
@@ -320,6 +365,7 @@ pub(crate) async fn run_compiler(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let service = CompilerService::open(args.config()).await?;
+    args.listen.serve_metrics(vec![service.metrics().clone()]).await?;
     tracing::info!(address = %server.address(), "compiler service");
     let ready = |readiness: Readiness| async move { readiness.serving().await };
     let result =
@@ -335,6 +381,7 @@ pub(crate) async fn run_executor(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let service = ExecutorService::open(args.config()).await?;
+    args.listen.serve_metrics(vec![service.metrics().clone()]).await?;
     tracing::info!(address = %server.address(), "executor service");
     let preload = args.options.load.clone();
     let loader = service.clone();
@@ -364,6 +411,8 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     };
     let compiler_service = CompilerService::open(compiler.config()).await?;
     let executor_service = ExecutorService::open(executor.config()).await?;
+    let metrics = vec![compiler_service.metrics().clone(), executor_service.metrics().clone()];
+    executor.listen.serve_metrics(metrics).await?;
     tracing::info!(address = %server.address(), "compiler and executor services");
     let routes = executor_service.routes(compiler_service.routes(Routes::default()));
     let names: Vec<&'static str> = [CompilerService::NAMES, ExecutorService::NAMES].concat();

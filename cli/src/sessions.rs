@@ -37,7 +37,7 @@ enum SessionsCommand {
 
 pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
     ensure!(
-        args.services.executor.is_some(),
+        !args.services.executor.is_empty(),
         "sessions live in an executor service: give its address with --executor"
     );
     let mut executor = args.services.executor().await?;

@@ -11,6 +11,7 @@ pub mod backends;
 pub mod config;
 mod convert;
 pub mod jobs;
+pub mod metrics;
 pub mod pipeline;
 mod progress;
 mod quantization;

@@ -16,6 +16,11 @@ pub struct ExecutorConfig {
     pub cache_dir: PathBuf,
     /// Bytes of pulled engines to keep; the least recently used go first. `None` keeps all.
     pub cache_limit_bytes: Option<u64>,
+    /// Bytes for the weights and workspaces of loaded engines: idle ones are unloaded for another one, the least recently
+    /// used first. `None` keeps all.
+    pub engine_memory_bytes: Option<u64>,
+    /// Whether a request that names an engine of the store that is not loaded loads it.
+    pub load_on_demand: bool,
     /// Bytes for the KV caches of all sessions together.
     pub kv_memory_bytes: u64,
     /// Bytes of memory for the keys and values that sequences share; 0 shares nothing.
@@ -60,6 +65,8 @@ impl ExecutorConfig {
             store: store.into(),
             cache_dir: cache_dir.into(),
             cache_limit_bytes: None,
+            engine_memory_bytes: None,
+            load_on_demand: false,
             kv_memory_bytes: 4 << 30,
             prefix_cache_bytes: 1 << 30,
             prefix_cache_dir: None,

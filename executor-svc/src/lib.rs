@@ -9,6 +9,7 @@
 pub mod backends;
 pub mod config;
 pub mod engine;
+pub mod metrics;
 pub mod prefix_cache;
 pub mod scheduler;
 pub mod service;

@@ -10,12 +10,12 @@ fn golden(name: &str) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Scores the first windows of the built-in text and compares each with Transformers'.
+/// Scores the first windows of the built-in text with decoded weights and compares each with Transformers'.
 fn compare(golden: &serde_json::Value, model: &Path, precision: &str, windows: usize, tolerance: f64) {
     let home = tempfile::tempdir().unwrap();
     let (home, count) = (home.path().to_str().unwrap(), windows.to_string());
     let flags = ["eval", "perplexity", "--backend", "cpu", "--json", "--home", home, "--windows", &count];
-    let of_model = ["--model", model.to_str().unwrap(), "--precision", precision];
+    let of_model = ["--model", model.to_str().unwrap(), "--compare", precision];
     let report = json(&roundhouse(&[&flags[..], &of_model].concat()));
     assert_eq!((&report["context"], &report["stride"]), (&golden["context"], &golden["stride"]));
     let run = &report["runs"][0];

@@ -5,6 +5,8 @@
 mod doctor;
 mod eval;
 mod killed_executor;
+mod load;
+mod metrics;
 mod services;
 mod support;
 #[cfg(feature = "tensorrt")]

@@ -151,6 +151,28 @@ fn a_conversation_is_read_from_standard_input() {
 }
 
 #[test]
+fn an_executor_that_does_not_answer_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (compiler, executor) = (Service::compiler(folder.path()), Service::executor(folder.path()));
+    // Nothing listens at the first address.
+    let executors = format!("http://127.0.0.1:1,{}", executor.url);
+    let model = tiny_llama();
+    let answer = roundhouse(&[
+        "run-llm",
+        "--compiler",
+        &compiler.url,
+        "--executor",
+        &executors,
+        "--json",
+        "--num-tokens",
+        "4",
+        "--model",
+        model.to_str().unwrap(),
+    ]);
+    assert_eq!(json(&answer)["output_token_ids"].as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn a_benchmark_prints_json() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().to_str().unwrap();

@@ -61,6 +61,17 @@ impl Service {
         Self::start("compiler", folder, &["--work-dir", folder.join("compiler").to_str().unwrap()])
     }
 
+    /// A service that serves metrics, and where.
+    pub(crate) fn measured(name: &str, folder: &Path, arguments: &[&str]) -> (Self, String) {
+        let file = folder.join(format!("{name}.metrics"));
+        let mut all =
+            vec!["--metrics-address", "127.0.0.1:0", "--metrics-address-file", file.to_str().unwrap()];
+        all.extend(arguments);
+        let service = Self::start(name, folder, &all);
+        let address = wait_for(|| std::fs::read_to_string(&file).ok());
+        (service, address)
+    }
+
     pub(crate) fn executor(folder: &Path) -> Self {
         Self::start("executor", folder, &["--cache-dir", folder.join("executor").to_str().unwrap()])
     }

@@ -34,6 +34,8 @@ pub mod reason {
     pub const ENGINE_INCOMPATIBLE: &str = "ENGINE_INCOMPATIBLE";
     /// The engine's blobs are broken.
     pub const CORRUPT_ENGINE: &str = "CORRUPT_ENGINE";
+    /// No room for another engine beside those in use.
+    pub const ENGINE_MEMORY_EXHAUSTED: &str = "ENGINE_MEMORY_EXHAUSTED";
     /// No room on a disk.
     pub const DISK_FULL: &str = "DISK_FULL";
     /// The object store or the hub cannot be reached.

@@ -1,12 +1,14 @@
-//! Tracing for services and the command line: one call in `main`; and what the system says of this process.
+//! Tracing for services and the command line: one call in `main`; metrics, each registry a service; and what the system says
+//! of this process.
 //!
 //! Logs go to standard error, as text or JSON lines. With an OTLP endpoint, spans go there too.
 
 #![forbid(unsafe_code)]
 
+pub mod metrics;
 mod process;
 
-pub use process::peak_memory_bytes;
+pub use process::{peak_memory_bytes, resident_memory_bytes};
 
 use std::io::IsTerminal as _;
 

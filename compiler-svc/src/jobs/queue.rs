@@ -18,6 +18,7 @@ const RETAINED: usize = 1000;
 #[derive(Debug)]
 pub struct JobQueue {
     slots: Arc<Semaphore>,
+    concurrent: usize,
     /// Operations that may be unfinished at a time: running and waiting.
     limit: usize,
     operations: Mutex<VecDeque<Listed>>,
@@ -54,9 +55,18 @@ impl JobQueue {
         let concurrent = concurrent.max(1);
         Self {
             slots: Arc::new(Semaphore::new(concurrent)),
+            concurrent,
             limit: concurrent + waiting,
             operations: Mutex::new(VecDeque::new()),
         }
+    }
+
+    /// How many operations run, and how many wait.
+    #[must_use]
+    pub fn unfinished(&self) -> (usize, usize) {
+        let unfinished = self.operations.lock().iter().filter(|listed| !listed.operation.is_done()).count();
+        let running = (self.concurrent - self.slots.available_permits()).min(unfinished);
+        (running, unfinished - running)
     }
 
     /// Starts an operation, or finds the unfinished one of the same `identity`. `work` runs when a slot is free, on a

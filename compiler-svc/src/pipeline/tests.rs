@@ -258,10 +258,10 @@ async fn what_the_compiler_quantises_says_what_it_lost() {
         assert!(again.reused);
         assert_eq!(report(&again.manifest, "weight_only_quantization").unwrap().counts, *counts);
     }
-    // NumPy's rounding of the same weights loses 0.537 % and, with fewer scales to choose from, 8.29 %.
+    // NumPy's rounding of the same weights loses 0.537 % and, with steps over the full range of each group, 7.84 %.
     let [int8, int4, fine] = errors[..] else { panic!("{errors:?}") };
     assert!((5_360..5_380).contains(&int8), "{errors:?}");
-    assert!((80_000..83_000).contains(&int4) && fine < int4, "{errors:?}");
+    assert!((74_000..78_384).contains(&int4) && fine < int4, "{errors:?}");
 }
 
 #[tokio::test]

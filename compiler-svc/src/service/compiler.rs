@@ -23,6 +23,7 @@ use tonic::{Code, Request, Response, Status};
 use super::{CompilerService, failure, operations};
 use crate::convert::{self, quantization, tensorrt};
 use crate::jobs::{Cursor, Operation, Update};
+use crate::metrics::CompilerMetrics;
 use crate::pipeline::{CompileError, CompileRequest, Pipeline};
 use crate::support::SUPPORT;
 
@@ -47,12 +48,12 @@ impl Compiler for CompilerService {
         let request = self.compile_request(&message)?;
         // Two requests that ask for the same thing share an operation while it runs.
         let identity = format!("{request:?}");
-        let pipeline = Arc::clone(&self.pipeline);
+        let (pipeline, metrics) = (Arc::clone(&self.pipeline), Arc::clone(&self.metrics));
         let runtime = tokio::runtime::Handle::current();
         let submitted = self
             .jobs
             .submit(identity, message.model, move |operation| {
-                runtime.block_on(run(&pipeline, &request, operation))
+                runtime.block_on(run(&pipeline, &metrics, &request, operation))
             })
             .map_err(|full| {
                 Failure::new(Code::ResourceExhausted, reason::QUEUE_FULL, full.to_string())
@@ -192,11 +193,20 @@ fn engine_key(text: &str) -> Result<EngineKey, Failure> {
 /// Runs a compilation to the result of its operation.
 async fn run(
     pipeline: &Pipeline,
+    metrics: &CompilerMetrics,
     request: &CompileRequest,
     operation: &Arc<Operation>,
 ) -> Result<CompileEngineResponse, roundhouse_proto::google::rpc::Status> {
     let started = Instant::now();
-    match pipeline.compile(request, operation).await {
+    let compiled = pipeline.compile(request, operation).await;
+    let result = match &compiled {
+        Ok(compiled) if compiled.reused => "reused",
+        Ok(_) => "built",
+        Err(CompileError::Cancelled) => "cancelled",
+        Err(_) => "failed",
+    };
+    metrics.note(result, started.elapsed());
+    match compiled {
         Ok(compiled) => Ok(CompileEngineResponse {
             engine: Some(convert::engine(&compiled.manifest)),
             reused: compiled.reused,

@@ -11,11 +11,13 @@ use roundhouse_proto::compiler::compiler_server::CompilerServer;
 use roundhouse_proto::google::longrunning::operations_server::OperationsServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
 use roundhouse_store::{EngineStore, StoreError, StoreOptions};
+use roundhouse_telemetry::metrics::Metrics;
 use tonic::service::Routes;
 
 use crate::CompilerConfig;
 use crate::backends::Backends;
 use crate::jobs::JobQueue;
+use crate::metrics::CompilerMetrics;
 use crate::pipeline::Pipeline;
 
 /// The compiler service. Cheap to clone; all clones are one service.
@@ -24,6 +26,7 @@ pub struct CompilerService {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) jobs: Arc<JobQueue>,
     pub(crate) config: Arc<CompilerConfig>,
+    pub(crate) metrics: Arc<CompilerMetrics>,
 }
 
 /// A compiler service that cannot start.
@@ -48,9 +51,11 @@ impl CompilerService {
         let checkpoints = Checkpoints::new(config.hub.clone());
         let backends = Backends::new(config.tensorrt.clone(), config.nvrtc.clone());
         let pipeline = Pipeline::new(checkpoints, store, backends, config.build_dir.clone());
+        let jobs = Arc::new(JobQueue::new(config.concurrent_builds, config.queue_limit));
         Ok(Self {
             pipeline: Arc::new(pipeline),
-            jobs: Arc::new(JobQueue::new(config.concurrent_builds, config.queue_limit)),
+            metrics: CompilerMetrics::new(Arc::clone(&jobs)),
+            jobs,
             config: Arc::new(config),
         })
     }
@@ -65,6 +70,12 @@ impl CompilerService {
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
             .add_service(OperationsServer::new(self.clone()))
+    }
+
+    /// What it counts and times.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.metrics.registry()
     }
 
     /// Cancels what runs and returns when it has ended.

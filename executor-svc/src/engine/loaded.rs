@@ -1,8 +1,9 @@
 //! An engine with everything that its generations need: model, tokenizer, chat template, scheduler.
 
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Model, Runtime};
 use roundhouse_engine::{
     BackendKind, CacheKind, EngineFiles, EngineOptions, Manifest, ManifestError, MemoryPlan, blob_names,
@@ -11,6 +12,7 @@ use roundhouse_guided::{GrammarCompiler, GuideError};
 use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
 
+use crate::metrics::ExecutorMetrics;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerParts};
 use crate::session::{KvCache, KvCost, KvMemory, KvMemoryExhausted, SessionState, Sessions};
 
@@ -29,6 +31,8 @@ pub struct LoadedEngine {
     /// What templates that print the date print: one moment for as long as the engine is loaded, so that a session's
     /// earlier turns render the same in its later ones.
     loaded: SystemTime,
+    /// When a request asked for it last.
+    last_used: Mutex<Instant>,
 }
 
 /// What all engines of an executor share.
@@ -38,6 +42,8 @@ pub struct SharedParts {
     pub memory: Arc<KvMemory>,
     /// Whose idle caches give their memory to generations.
     pub sessions: Arc<Sessions>,
+    /// Of which each engine has its own.
+    pub metrics: Arc<ExecutorMetrics>,
 }
 
 /// Why an engine cannot be loaded.
@@ -63,6 +69,21 @@ pub enum LoadError {
     /// The system gave no thread.
     #[error("no thread for the scheduler: {0}")]
     Thread(std::io::Error),
+    /// No room in the memory for engines.
+    #[error("an engine of {wanted} bytes does not fit: {used} of {total} bytes are in use")]
+    Memory {
+        /// Bytes that it takes.
+        wanted: u64,
+        /// Bytes that others take.
+        used: u64,
+        /// Bytes there are.
+        total: u64,
+        /// Whether it would not fit alone either. Else it will when engines that are in use no longer are.
+        never: bool,
+    },
+    /// The service is going down.
+    #[error("the executor is going down")]
+    Stopped,
     /// A fault of the executor.
     #[error("loading ended abnormally: {0}")]
     Panicked(String),
@@ -98,6 +119,7 @@ impl LoadedEngine {
             kv_cost: Arc::clone(&kv_cost),
             memory: shared.memory,
             sessions: shared.sessions,
+            metrics: shared.metrics.of_engine(&files.manifest),
         };
         let scheduler = Scheduler::start(parts, config).map_err(LoadError::Thread)?;
         Ok(Self {
@@ -110,6 +132,7 @@ impl LoadedEngine {
             kv_cost,
             _pulled: pulled,
             loaded: SystemTime::now(),
+            last_used: Mutex::new(Instant::now()),
         })
     }
 
@@ -123,6 +146,24 @@ impl LoadedEngine {
     #[must_use]
     pub fn memory_plan(&self) -> MemoryPlan {
         self.model.memory_plan()
+    }
+
+    /// Bytes of its weights and its workspace.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let plan = self.memory_plan();
+        plan.weight_bytes.saturating_add(plan.workspace_bytes)
+    }
+
+    /// Notes that a request asks for it.
+    pub fn touch(&self) {
+        *self.last_used.lock() = Instant::now();
+    }
+
+    /// When a request asked for it last.
+    #[must_use]
+    pub fn last_used(&self) -> Instant {
+        *self.last_used.lock()
     }
 
     /// Its tokenizer.

@@ -1,5 +1,6 @@
 //! The forest of blocks and what leaves it when: no blocks, no files, no locks.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use super::BlockKey;
@@ -140,8 +141,8 @@ impl<V: Clone> Tree<V> {
         }
         self.clock += 1;
         self.memory.used += bytes;
-        if !self.nodes.contains_key(&key) {
-            let node = Node {
+        if let Entry::Vacant(place) = self.nodes.entry(key) {
+            place.insert(Node {
                 parent,
                 children: 0,
                 resident_children: 0,
@@ -150,8 +151,7 @@ impl<V: Clone> Tree<V> {
                 last_used: 0,
                 value: None,
                 on_disk: false,
-            };
-            self.nodes.insert(key, node);
+            });
             if let Some(parent) = parent {
                 self.change(parent, |node, _| node.children += 1);
             }

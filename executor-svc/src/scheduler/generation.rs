@@ -10,8 +10,10 @@ use roundhouse_text::{ChatMessage, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::measured::Measured;
 use super::prompt_scores::PromptScores;
 use super::request::{Delta, Finish, FinishReason, GenerateError, Request};
+use crate::metrics::EngineMetrics;
 use crate::session::SessionState;
 
 /// A request in the scheduler.
@@ -35,6 +37,7 @@ pub(super) struct Generation {
     last_token: Option<Instant>,
     /// Since when the client has had no room.
     stalled: Option<Instant>,
+    measured: Measured,
 }
 
 /// Whether a generation goes on.
@@ -46,7 +49,12 @@ pub(super) enum Progress {
 }
 
 impl Generation {
-    pub(super) fn new(mut request: Request, tokenizer: Arc<Tokenizer>, submitted: Instant) -> Self {
+    pub(super) fn new(
+        mut request: Request,
+        tokenizer: Arc<Tokenizer>,
+        submitted: Instant,
+        metrics: EngineMetrics,
+    ) -> Self {
         let deleted = request.lease.session().map(|session| session.deleted().clone());
         let (prompt_tokens, cached_tokens) =
             request.lease.state().map_or((0, 0), |state| (state.tokens.len(), state.cache.len()));
@@ -68,6 +76,7 @@ impl Generation {
             prefilled: None,
             last_token: None,
             stalled: None,
+            measured: Measured::new(metrics, submitted),
         }
     }
 
@@ -195,6 +204,7 @@ impl Generation {
             // Others can have had the cache's memory while it waited.
             self.cached_tokens = self.state().map_or(0, |state| state.cache.len());
         }
+        self.measured.begin_step(now);
     }
 
     /// Ends the generation if it is cancelled, late, stalled, deleted or alone, or if it has nothing to compute.
@@ -228,6 +238,7 @@ impl Generation {
     /// Ends it with an error. Its session keeps what is in the history.
     pub(super) fn fail(&mut self, error: GenerateError) -> Progress {
         self.keep_answer();
+        self.measured.ends(error.name());
         if let Err(error) = self.request.deltas.try_send(Err(error)) {
             tracing::debug!(request = self.id(), %error, "the client was not told of a failure");
         }
@@ -316,8 +327,12 @@ impl Generation {
         let token = sampled.token;
         self.request.sampler.accept(token);
         self.output_tokens += 1;
+        if self.prefilled.is_none() {
+            self.measured.prompt(self.prompt_tokens, self.cached_tokens);
+        }
         self.prefilled.get_or_insert(now);
         self.last_token = Some(now);
+        self.measured.token(now);
         let (length, capacity) = match self.request.lease.state() {
             Some(state) => {
                 state.tokens.push(token);
@@ -395,6 +410,7 @@ impl Generation {
 
     fn finish(&mut self, mut delta: Delta, reason: FinishReason) -> Progress {
         self.keep_answer();
+        self.measured.ends(reason.name());
         let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) => to.saturating_duration_since(from),
             _ => Duration::ZERO,

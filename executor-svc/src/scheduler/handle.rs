@@ -14,6 +14,7 @@ use super::latency::Latencies;
 use super::step_clock::StepClock;
 use super::worker::Worker;
 use super::{PolicyLimits, Request};
+use crate::metrics::EngineMetrics;
 use crate::session::{KvCost, KvMemory, Sessions};
 
 /// The bounds of a scheduler.
@@ -40,6 +41,8 @@ pub struct SchedulerParts {
     pub memory: Arc<KvMemory>,
     /// Whose idle caches give theirs.
     pub sessions: Arc<Sessions>,
+    /// What is counted and timed.
+    pub metrics: EngineMetrics,
 }
 
 /// A request that was not taken.

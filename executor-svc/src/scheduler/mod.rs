@@ -7,6 +7,7 @@ mod fairness;
 mod generation;
 mod handle;
 mod latency;
+mod measured;
 mod output;
 mod pace;
 mod policy;

@@ -188,3 +188,34 @@ pub enum GenerateError {
     #[error("detokenisation: {0}")]
     Text(String),
 }
+
+impl GenerateError {
+    /// As in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::DeadlineExceeded { .. } => "deadline_exceeded",
+            Self::ClientStalled(_) => "client_stalled",
+            Self::QueueTimeout(_) => "queue_timeout",
+            Self::Memory(_) => "memory_exhausted",
+            Self::SessionDeleted => "session_deleted",
+            Self::Unloaded => "unloaded",
+            Self::Model(_) | Self::Sampling(_) | Self::Guide(_) | Self::Text(_) => "failed",
+        }
+    }
+}
+
+impl FinishReason {
+    /// As in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StopToken => "stop_token",
+            Self::StopString => "stop_string",
+            Self::MaxTokens => "max_tokens",
+            Self::CacheFull => "cache_full",
+            Self::Cancelled => "cancelled",
+            Self::GrammarComplete => "grammar_complete",
+        }
+    }
+}

@@ -99,7 +99,12 @@ impl Worker {
             submitted: at,
             status: Status::Queued,
             has_ended: false,
-            generation: Generation::new(request, Arc::clone(&self.parts.tokenizer), at),
+            generation: Generation::new(
+                request,
+                Arc::clone(&self.parts.tokenizer),
+                at,
+                self.parts.metrics.clone(),
+            ),
         });
         self.next_id += 1;
     }
@@ -128,6 +133,7 @@ impl Worker {
         match outcome {
             Ok(tokens) => {
                 self.policy.observe(tokens, computed - prepared);
+                self.parts.metrics.step_time.note(computed - prepared);
                 self.advance(&shares, computed);
             }
             Err(error) => self.fail(&shares, error),
@@ -135,7 +141,9 @@ impl Worker {
         let answered = Instant::now();
         self.retire(|_| Progress::Running);
         shared.output.note(answered - computed);
-        shared.overhead.note((prepared - began) + answered.elapsed());
+        let overhead = (prepared - began) + answered.elapsed();
+        shared.overhead.note(overhead);
+        self.parts.metrics.overhead.note(overhead);
     }
 
     fn plan(&mut self, now: Instant) -> Plan {
@@ -170,6 +178,7 @@ impl Worker {
             if active.status == Status::Running {
                 active.status = Status::Preempted;
                 self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
+                self.parts.metrics.preemptions.inc();
             }
         }
     }

@@ -13,8 +13,8 @@ use roundhouse_proto::executor::{
     LoadEngineRequest, LoadEngineResponse, Session, TokenizeRequest, TokenizeResponse,
     TruncateSessionRequest, UnloadEngineRequest, tokenize_request,
 };
-use roundhouse_rpc::{Failure, reason};
-use roundhouse_telemetry::peak_memory_bytes;
+use roundhouse_rpc::{Failure, deadline, reason};
+use roundhouse_telemetry::{peak_memory_bytes, resident_memory_bytes};
 use roundhouse_text::RenderOptions;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
@@ -81,9 +81,18 @@ impl Executor for ExecutorService {
             Some(id) => Some(self.session(&caller, id).await?),
             None => None,
         };
+        let engine = match &session {
+            Some(session) => self.engine(Some(session.engine().as_str()), deadline).await?,
+            None => self.engine(message.engine.as_deref(), deadline).await?,
+        };
         let stored = session.clone();
         // Templates and tokenizers take milliseconds for long inputs.
-        let starting = tokio::task::spawn_blocking(move || service.start(message, caller, session));
+        let starting = tokio::task::spawn_blocking(move || {
+            let started = service.start(message, caller, session);
+            // It was held so that it stayed loaded until the generation was in its scheduler.
+            drop(engine);
+            started
+        });
         let started = starting
             .await
             .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
@@ -175,9 +184,9 @@ impl Executor for ExecutorService {
         &self,
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
+        let deadline = deadline(request.metadata());
         let request = request.into_inner();
-        let engine =
-            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let engine = self.engine(request.engine.as_deref(), deadline).await?;
         let encoding = tokio::task::spawn_blocking(move || match request.input {
             Some(tokenize_request::Input::Prompt(text)) => engine
                 .tokenizer()
@@ -206,9 +215,9 @@ impl Executor for ExecutorService {
         &self,
         request: Request<DetokenizeRequest>,
     ) -> Result<Response<DetokenizeResponse>, Status> {
+        let deadline = deadline(request.metadata());
         let request = request.into_inner();
-        let engine =
-            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let engine = self.engine(request.engine.as_deref(), deadline).await?;
         let skip_special_tokens = request.skip_special_tokens.unwrap_or(true);
         let text = engine.tokenizer().decode(&request.token_ids, skip_special_tokens);
         Ok(Response::new(DetokenizeResponse { text: text.map_err(|error| failure::of_text(&error))? }))
@@ -251,6 +260,9 @@ impl Executor for ExecutorService {
             output_p99_us: convert::micros(output),
             problems: self.problems(),
             runtimes: self.engines.backends().found().iter().filter_map(convert::runtime).collect(),
+            resident_memory_bytes: resident_memory_bytes(),
+            engine_bytes_used: self.engines.bytes(),
+            engine_bytes_total: self.config.engine_memory_bytes,
         }))
     }
 }

@@ -10,7 +10,7 @@ use roundhouse_store::StoreError;
 use roundhouse_text::TextError;
 use tonic::Code;
 
-use crate::engine::{FindError, LoadError};
+use crate::engine::{FindError, LoadError, UseError};
 use crate::scheduler::{GenerateError, SubmitError};
 use crate::session::{ArchiveError, KvMemoryExhausted, SessionError};
 
@@ -25,10 +25,19 @@ pub(super) fn not_a_key(text: &str) -> Failure {
 
 pub(super) fn of_find(error: &FindError) -> Failure {
     let code = match error {
-        FindError::NotLoaded { .. } => Code::NotFound,
-        FindError::Unnamed { .. } | FindError::Ambiguous { .. } => Code::InvalidArgument,
+        FindError::NotLoaded { .. } | FindError::NotStored { .. } => Code::NotFound,
+        FindError::Unnamed { .. } | FindError::Ambiguous { .. } | FindError::AmbiguousInStore { .. } => {
+            Code::InvalidArgument
+        }
     };
     Failure::new(code, reason::ENGINE_NOT_LOADED, error.to_string()).at_field("engine")
+}
+
+pub(super) fn of_use(error: &UseError) -> Failure {
+    match error {
+        UseError::Find(error) => of_find(error),
+        UseError::Load(error) => of_load(error),
+    }
 }
 
 pub(super) fn of_load(error: &LoadError) -> Failure {
@@ -38,6 +47,16 @@ pub(super) fn of_load(error: &LoadError) -> Failure {
         LoadError::Backend(error) => of_backend(error),
         LoadError::Manifest(_) | LoadError::Text { .. } => {
             Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message)
+        }
+        LoadError::Memory { wanted, used, total, never } => {
+            let failure = Failure::new(Code::ResourceExhausted, reason::ENGINE_MEMORY_EXHAUSTED, message)
+                .with("wanted_bytes", wanted)
+                .with("used_bytes", used)
+                .with("total_bytes", total);
+            if *never { failure } else { failure.retry_after(BUSY_RETRY) }
+        }
+        LoadError::Stopped => {
+            Failure::new(Code::Unavailable, reason::DRAINING, message).retry_after(NETWORK_RETRY)
         }
         LoadError::Thread(_) | LoadError::Panicked(_) => {
             Failure::new(Code::Internal, reason::INTERNAL, message)

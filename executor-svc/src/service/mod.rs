@@ -2,6 +2,7 @@
 
 mod caller;
 mod convert;
+mod engines;
 mod executor;
 mod failure;
 mod generate;
@@ -18,6 +19,7 @@ use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::ExecutorServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
 use roundhouse_store::{CacheLimits, EngineStore, LocalCache, StoreError, StoreOptions, Versions};
+use roundhouse_telemetry::metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -25,6 +27,7 @@ use tonic::service::Routes;
 use crate::ExecutorConfig;
 use crate::backends::Backends;
 use crate::engine::{Engines, Loaded, SharedParts};
+use crate::metrics::{ExecutorMetrics, State};
 use crate::prefix_cache::{PrefixCache, PrefixCacheLimits, SpillError};
 use crate::session::{KvMemory, SessionArchive, Sessions};
 use requests::Requests;
@@ -40,6 +43,7 @@ pub struct ExecutorService {
     engines: Arc<Engines>,
     sessions: Arc<Sessions>,
     memory: Arc<KvMemory>,
+    metrics: Arc<ExecutorMetrics>,
     prefixes: Arc<PrefixCache>,
     requests: Arc<Requests>,
     config: Arc<ExecutorConfig>,
@@ -103,6 +107,7 @@ impl ExecutorService {
         let shared = SharedParts {
             memory: KvMemory::new(config.kv_memory_bytes),
             sessions: Arc::new(Sessions::new(config.max_sessions, archive)),
+            metrics: ExecutorMetrics::new(Metrics::default()),
         };
         let prefixes = PrefixCache::new(PrefixCacheLimits {
             memory_bytes: config.prefix_cache_bytes,
@@ -110,6 +115,7 @@ impl ExecutorService {
         })?;
         let service = Self {
             engines: Arc::new(Engines::new(store, cache, backends, shared.clone(), &config)),
+            metrics: Arc::clone(&shared.metrics),
             sessions: shared.sessions,
             memory: shared.memory,
             prefixes,
@@ -117,6 +123,13 @@ impl ExecutorService {
             config: Arc::new(config),
             stopped: CancellationToken::new(),
         };
+        let shown = State {
+            engines: Arc::downgrade(&service.engines),
+            sessions: Arc::clone(&service.sessions),
+            memory: Arc::clone(&service.memory),
+            prefixes: Arc::clone(&service.prefixes),
+        };
+        service.metrics.registry().observe(Arc::new(shown));
         tokio::spawn(service.clone().expire_sessions());
         if let Some(archive) = service.sessions.archive() {
             tokio::spawn(sweep_sessions(Arc::clone(archive), service.stopped.clone()));
@@ -134,6 +147,12 @@ impl ExecutorService {
         )
     }
 
+    /// What it counts and times.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.metrics.registry()
+    }
+
     /// Loads an engine by its key, as the RPC does.
     ///
     /// # Errors
@@ -148,7 +167,7 @@ impl ExecutorService {
         self.stopped.cancel();
         let engines = Arc::clone(&self.engines);
         // Dropping an engine joins its scheduler's thread.
-        if let Err(error) = tokio::task::spawn_blocking(move || engines.unload_all()).await {
+        if let Err(error) = tokio::task::spawn_blocking(move || engines.stop()).await {
             tracing::error!(%error, "unloading ended abnormally");
         }
         // The generations that it has ended are turns too.

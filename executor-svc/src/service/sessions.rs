@@ -48,8 +48,7 @@ impl ExecutorService {
         caller: &Caller,
         request: CreateSessionRequest,
     ) -> Result<Arc<Session>, Failure> {
-        let engine =
-            self.engines.find(request.engine.as_deref()).map_err(|error| failure::of_find(&error))?;
+        let engine = self.engine(request.engine.as_deref(), caller.deadline).await?;
         let limit = engine.max_seq_len();
         let max_seq_len = request.max_seq_len.map_or(limit, |tokens| tokens as usize);
         if max_seq_len < 2 || max_seq_len > limit {

@@ -283,6 +283,14 @@ impl Sessions {
         freed
     }
 
+    /// Drops the caches of an engine's sessions. Their histories stay.
+    pub fn drop_caches_of(&self, engine: &EngineKey) {
+        let sessions: Vec<_> = self.inner.lock().by_id.values().map(Arc::clone).collect();
+        for session in sessions.iter().filter(|session| session.engine() == engine) {
+            session.drop_idle_cache();
+        }
+    }
+
     /// Drops the caches of sessions that no generation has run in since then. Their histories stay.
     pub fn drop_caches_idle_since(&self, since: Instant) {
         let sessions: Vec<_> = self.inner.lock().by_id.values().map(Arc::clone).collect();

@@ -6,6 +6,7 @@ mod batching;
 mod cancellation;
 mod discovery;
 mod engines;
+mod engines_on_demand;
 mod errors;
 mod gated;
 mod gemma3_tokens;

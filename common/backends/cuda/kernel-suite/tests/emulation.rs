@@ -69,7 +69,12 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "? end - window : 0",
         "? end - window - 1 : 0",
     ),
-    ("a ring is not wrapped", "attention_decode_fma_f32 splits 1 f32 d32 g2 window 20", "(key % k_cache.rows)", "(key)"),
+    (
+        "a ring is not wrapped",
+        "attention_decode_fma_f32 splits 1 f32 d32 g2 window 20",
+        "(key % k_cache.rows)",
+        "(key)",
+    ),
     (
         "a query sees the next key",
         "attention_prefill_f16_d64 f16 d64 g4",
