@@ -1,5 +1,8 @@
 // Softmax of the groups of a row, and the choice of experts.
 
+// Below every number: minus infinity, which no header is there to name.
+DEVICE float lowest() { return __uint_as_float(0xff800000u); }
+
 DEVICE float block_max(float v, float* scratch) {
   v = warp_max(v);
   __syncthreads();
@@ -11,13 +14,14 @@ DEVICE float block_max(float v, float* scratch) {
 }
 
 template <typename T> DEVICE void softmax(const T* from, i64 from_row, T* to, i64 to_row, int width) {
-  __shared__ float scratch[32];
+  DYNAMIC_SHARED(shared);
+  float* scratch = reinterpret_cast<float*>(shared);
   launch_dependents();
   wait_for_previous();
   const i64 group = static_cast<i64>(blockIdx.y) * width;
   from += from_row * blockIdx.x + group;
   to += to_row * blockIdx.x + group;
-  float largest = -INFINITY;
+  float largest = lowest();
   for (int i = threadIdx.x; i < width; i += blockDim.x) largest = fmaxf(largest, to_float(from[i]));
   largest = block_max(largest, scratch);
   float total = 0.f;
@@ -43,7 +47,7 @@ DEVICE void router(const T* logits, i64 logits_row, int* chosen, i64 chosen_row,
   logits += logits_row * blockIdx.x;
   chosen += chosen_row * blockIdx.x;
   shares += shares_row * blockIdx.x;
-  float largest = -INFINITY;
+  float largest = lowest();
   for (int e = lane; e < experts; e += 32) {
     scores[e] = to_float(logits[e]);
     largest = fmaxf(largest, scores[e]);
@@ -54,7 +58,7 @@ DEVICE void router(const T* logits, i64 logits_row, int* chosen, i64 chosen_row,
   total = warp_sum(total);
   float sum = 0.f;
   for (int k = 0; k < top_k; k++) {
-    float best = -INFINITY;
+    float best = lowest();
     int index = experts;
     for (int e = lane; e < experts; e += 32) {
       if (scores[e] > best) {
@@ -79,7 +83,7 @@ DEVICE void router(const T* logits, i64 logits_row, int* chosen, i64 chosen_row,
     if (lane == 0) {
       chosen[k] = index;
       shares[k] = share;
-      scores[index] = -INFINITY;
+      scores[index] = lowest();
     }
     __syncwarp();
   }

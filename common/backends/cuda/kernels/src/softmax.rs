@@ -21,7 +21,7 @@ impl Softmax {
     /// One block a group.
     #[must_use]
     pub fn launch(&self, rows: u32, groups: u32) -> Launch {
-        Launch { grid: [rows, groups, 1], block: THREADS, shared_bytes: 0 }
+        Launch { grid: [rows, groups, 1], block: THREADS, shared_bytes: THREADS / 32 * 4 }
     }
 }
 

@@ -39,15 +39,15 @@ fn fp32_logits_are_those_of_transformers() {
     every_family(Precision::Fp32, 2e-5);
 }
 
-/// Some 30 values stored one after another, each rounded by at most half a unit in the last place: as in the suite.
+/// Twice what the suite allows for rounding activations: here the engine's weights are rounded too, Transformers' are not.
 #[test]
 fn fp16_logits_are_those_of_transformers_but_for_rounding() {
-    every_family(Precision::Fp16, 16.0 / 2048.0);
+    every_family(Precision::Fp16, 32.0 / 2048.0);
 }
 
 #[test]
 fn bf16_logits_are_those_of_transformers_but_for_rounding() {
-    every_family(Precision::Bf16, 16.0 / 256.0);
+    every_family(Precision::Bf16, 32.0 / 256.0);
 }
 
 /// A step of a sequence by itself; its likeliest next token.
