@@ -66,6 +66,7 @@ fn sequences_are_isolated() {
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn long_sequences_see_their_windows() {
     conforms(suite::long_sequences_see_their_windows);
 }
@@ -95,6 +96,7 @@ fn requests_choose_the_logits() {
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn failed_steps_change_nothing() {
     conforms(suite::failed_steps_change_nothing);
 }
