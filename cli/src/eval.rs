@@ -1,5 +1,6 @@
 //! `eval`: how good a model's answers are, not how fast.
 
+mod json_schema;
 mod perplexity;
 mod variant;
 mod windows;
@@ -24,10 +25,15 @@ enum EvalCommand {
     /// negative log-likelihood of all counted tokens, in natural logarithms.
     #[command(verbatim_doc_comment)]
     Perplexity(perplexity::PerplexityArgs),
+    /// Whether outputs that are guided by JSON Schemas parse and validate, greedy and sampled.
+    ///
+    /// Ends with an error unless all do.
+    JsonSchema(json_schema::JsonSchemaArgs),
 }
 
 pub(crate) async fn run(args: EvalArgs) -> anyhow::Result<()> {
     match args.command {
         EvalCommand::Perplexity(args) => perplexity::run(args).await,
+        EvalCommand::JsonSchema(args) => json_schema::run(args).await,
     }
 }

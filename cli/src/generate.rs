@@ -32,9 +32,28 @@ pub(crate) struct SamplingArgs {
     /// Subtracted for each occurrence in the output.
     #[arg(long)]
     frequency_penalty: Option<f32>,
+    /// Only the tokens whose surprise is nearest to the expected one and that sum to p.
+    #[arg(long)]
+    typical_p: Option<f32>,
+    /// No sequence of so many tokens comes again.
+    #[arg(long)]
+    no_repeat_ngram_size: Option<u32>,
+    /// Added to a token's logit; give the flag for each.
+    #[arg(long, value_name = "TOKEN:BIAS", value_parser = logit_bias, allow_hyphen_values = true)]
+    logit_bias: Vec<(u32, f32)>,
+    /// A text that is not written; give the flag for each.
+    #[arg(long, value_name = "TEXT")]
+    bad_word: Vec<String>,
     /// Makes sampling repeatable.
     #[arg(long)]
     seed: Option<u64>,
+}
+
+/// `17:-2.5`.
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed =
+        text.split_once(':').and_then(|(token, bias)| Some((token.parse().ok()?, bias.parse().ok()?)));
+    parsed.ok_or_else(|| format!("{text:?}: expected a token and its bias, such as 17:-2.5"))
 }
 
 impl SamplingArgs {
@@ -48,7 +67,12 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
+            typical_p: self.typical_p,
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
+            logit_bias: self.logit_bias.iter().copied().collect(),
+            bad_words: self.bad_word.clone(),
             seed: self.seed,
+            n: None,
         }
     }
 }
@@ -107,5 +131,20 @@ pub(crate) fn finish_reason_name(reason: FinishReason) -> &'static str {
         FinishReason::MaxTokens => "max_tokens",
         FinishReason::CacheFull => "cache_full",
         FinishReason::Cancelled => "cancelled",
+        FinishReason::GrammarComplete => "grammar_complete",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_is_a_token_and_a_number() {
+        assert_eq!(logit_bias("17:-2.5"), Ok((17, -2.5)));
+        assert_eq!(logit_bias("0:100"), Ok((0, 100.0)));
+        for text in ["17", ":1", "a:1", "1:", "-1:1", "1:2:3"] {
+            assert!(logit_bias(text).unwrap_err().contains(text), "{text}");
+        }
     }
 }

@@ -13,6 +13,7 @@ mod engines;
 mod eval;
 mod failover;
 mod generate;
+mod guided_args;
 mod kv_memory;
 mod model_args;
 mod output;

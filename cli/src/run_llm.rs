@@ -8,10 +8,11 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use roundhouse_engine::Precision;
 use roundhouse_proto::executor::executor_client::ExecutorClient;
+use roundhouse_proto::executor::speculative::Method;
 use roundhouse_proto::executor::{
     ChatMessage, ChatMessages, GenerateRequest, GetLoadRequest, LoadEngineRequest, LoadEngineResponse,
-    LoadedEngine, ResponseOptions, StoppingOptions, TokenIds, TokenizeRequest, generate_request,
-    tokenize_request,
+    LoadedEngine, PromptLookup, ResponseOptions, Speculative, StoppingOptions, TokenIds, TokenizeRequest,
+    generate_request, tokenize_request,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -19,6 +20,7 @@ use tonic::transport::Channel;
 use crate::clients::ServiceArgs;
 use crate::compile;
 use crate::generate::{Generated, SamplingArgs, finish_reason_name, generate};
+use crate::guided_args::GuidedArgs;
 use crate::model_args::ModelArgs;
 use crate::{kv_memory, output, pytorch};
 
@@ -31,6 +33,20 @@ pub(crate) struct RunLlmArgs {
     services: ServiceArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    guided: GuidedArgs,
+    /// End the output before this text; give the flag for each.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Print what ended the output too.
+    #[arg(long)]
+    include_stop: bool,
+    /// Guess up to so many tokens at a time from what followed the latest ones before.
+    #[arg(long, value_name = "TOKENS")]
+    prompt_lookup: Option<u32>,
+    /// Only the last so many tokens of the prompt.
+    #[arg(long, value_name = "TOKENS")]
+    truncate_prompt_tokens: Option<u32>,
     /// The tokenizer; an engine carries its checkpoint's, so that nothing but the model's own is taken.
     #[arg(long)]
     tokenizer: Option<String>,
@@ -271,7 +287,7 @@ async fn run_prompt(
     };
     let prompt_token_ids = executor.tokenize(tokenize).await?.into_inner().token_ids;
     let input = generate_request::Input::TokenIds(TokenIds { ids: prompt_token_ids.clone() });
-    let request = generation(args, engine, input);
+    let request = generation(args, engine, input)?;
     if !args.json {
         println!();
     }
@@ -286,8 +302,12 @@ async fn run_prompt(
     Ok((generated, prompt_token_ids))
 }
 
-fn generation(args: &RunLlmArgs, engine: &str, input: generate_request::Input) -> GenerateRequest {
-    GenerateRequest {
+fn generation(
+    args: &RunLlmArgs,
+    engine: &str,
+    input: generate_request::Input,
+) -> anyhow::Result<GenerateRequest> {
+    Ok(GenerateRequest {
         engine: Some(engine.to_owned()),
         session_id: None,
         request_id: None,
@@ -296,11 +316,19 @@ fn generation(args: &RunLlmArgs, engine: &str, input: generate_request::Input) -
         stopping: Some(StoppingOptions {
             max_tokens: Some(args.num_tokens),
             ignore_eos: Some(args.ignore_eos || args.benchmark),
+            stop: args.stop.clone(),
+            include_stop_in_output: Some(args.include_stop),
             ..StoppingOptions::default()
         }),
         response: Some(ResponseOptions::default()),
+        truncate_prompt_tokens: args.truncate_prompt_tokens,
+        guided: args.guided.guided()?,
+        speculative: args.prompt_lookup.map(|tokens| {
+            let lookup = PromptLookup { max_ngram: None, num_draft_tokens: Some(tokens) };
+            Speculative { method: Some(Method::PromptLookup(lookup)) }
+        }),
         ..GenerateRequest::default()
-    }
+    })
 }
 
 async fn run_benchmark(
@@ -322,7 +350,7 @@ async fn run_benchmark(
         let start = Instant::now();
         for sequence in 0..args.batch_size {
             let ids = (0..args.isl).map(|index| pseudo_random_token(sequence, index, vocab_size)).collect();
-            let request = generation(args, engine, generate_request::Input::TokenIds(TokenIds { ids }));
+            let request = generation(args, engine, generate_request::Input::TokenIds(TokenIds { ids }))?;
             let mut executor = executor.clone();
             running.push(tokio::spawn(async move { generate(&mut executor, request, |_| {}).await }));
         }

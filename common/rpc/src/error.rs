@@ -50,6 +50,10 @@ pub mod reason {
     pub const PROMPT_TOO_LONG: &str = "PROMPT_TOO_LONG";
     /// The model has no chat template.
     pub const NO_CHAT_TEMPLATE: &str = "NO_CHAT_TEMPLATE";
+    /// The model's tokenizer does not let its output be guided by a grammar.
+    pub const NO_GUIDED_OUTPUT: &str = "NO_GUIDED_OUTPUT";
+    /// What the request allows leaves no token to go on with, or its grammar takes too much work.
+    pub const NO_TOKEN_ALLOWED: &str = "NO_TOKEN_ALLOWED";
     /// No session of this ID, or it has expired.
     pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";
     /// The session went on in another executor: its history is that one's.

@@ -1,4 +1,4 @@
-//! The tokens that top-k, top-p and min-p leave, and a draw from them.
+//! The tokens that top-k, top-p, min-p and typical-p leave, and a draw from them.
 
 use crate::{SamplingError, softmax};
 
@@ -21,6 +21,8 @@ pub(crate) struct Filters {
     pub(crate) top_p: f32,
     /// 0: all.
     pub(crate) min_p: f32,
+    /// 1: all.
+    pub(crate) typical_p: f32,
 }
 
 /// Buffers that are kept from one token to the next.
@@ -47,6 +49,9 @@ impl Filters {
             self.collect_all(logits, max, workspace);
         }
         workspace.candidates.retain(|candidate| candidate.weight >= self.min_p);
+        if self.typical_p < 1.0 {
+            keep_typical(&mut workspace.candidates, f64::from(self.typical_p));
+        }
         Ok(())
     }
 
@@ -131,6 +136,30 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, target: f64) {
     candidates.sort_unstable_by_key(|candidate| candidate.token);
 }
 
+/// Keeps the candidates whose surprise is nearest to the expected one until their probabilities reach `target`, with those
+/// that are as near as the last of them.
+fn keep_typical(candidates: &mut Vec<Candidate>, target: f64) {
+    candidates.retain(|candidate| candidate.weight > 0.0);
+    let total: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    let probability = |candidate: &Candidate| f64::from(candidate.weight) / total;
+    // The logarithm of a library of this program's own: the standard library's differs between platforms.
+    let surprise = |candidate: &Candidate| -libm::log(probability(candidate));
+    let entropy: f64 = candidates.iter().map(|candidate| probability(candidate) * surprise(candidate)).sum();
+    let mut by_distance: Vec<(f64, f64)> = candidates
+        .iter()
+        .map(|candidate| ((surprise(candidate) - entropy).abs(), probability(candidate)))
+        .collect();
+    by_distance.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut mass = 0.0;
+    let last = by_distance.iter().find(|&&(_, probability)| {
+        mass += probability;
+        mass >= target
+    });
+    // Rounding may leave the sum below the target: then all are kept.
+    let farthest = last.map_or(f64::INFINITY, |&(distance, _)| distance);
+    candidates.retain(|candidate| (surprise(candidate) - entropy).abs() <= farthest);
+}
+
 /// The token at `point` (from 0, below 1) of the candidates' cumulative distribution, in their order.
 pub(crate) fn draw(candidates: &[Candidate], point: f64) -> Option<u32> {
     let total: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
@@ -177,6 +206,24 @@ mod tests {
             });
         }
         left.retain(|&(_, _, weight)| weight >= f64::from(filters.min_p));
+        if filters.typical_p < 1.0 {
+            left.retain(|&(_, _, weight)| weight > 0.0);
+            let total: f64 = left.iter().map(|&(_, _, weight)| weight).sum();
+            let surprise = |weight: f64| (total / weight).ln();
+            let entropy: f64 = left.iter().map(|&(_, _, weight)| weight / total * surprise(weight)).sum();
+            let distance = |weight: f64| (surprise(weight) - entropy).abs();
+            // Each is kept that has less than the target before it, counting those that are nearer; a margin where
+            // another order of the sum could decide.
+            let nearer = |weight: f64| -> f64 {
+                let is_nearer =
+                    |&&(_, _, other): &&(u32, f32, f64)| distance(other) < distance(weight) - 1e-9;
+                left.iter().filter(is_nearer).map(|&(_, _, other)| other / total).sum()
+            };
+            let kept: Vec<bool> =
+                left.iter().map(|&(_, _, weight)| nearer(weight) < f64::from(filters.typical_p)).collect();
+            let mut kept = kept.into_iter();
+            left.retain(|_| kept.next().unwrap());
+        }
         let mut tokens: Vec<u32> = left.into_iter().map(|(token, _, _)| token).collect();
         tokens.sort_unstable();
         tokens
@@ -199,8 +246,9 @@ mod tests {
             top_k in prop_oneof![Just(0_usize), 1..50_usize, 50..2000_usize],
             top_p in prop_oneof![Just(1.0_f32), 0.01_f32..1.0],
             min_p in prop_oneof![Just(0.0_f32), 0.0_f32..1.0],
+            typical_p in prop_oneof![Just(1.0_f32), 0.01_f32..1.0],
         ) {
-            let filters = Filters { temperature, top_k, top_p, min_p };
+            let filters = Filters { temperature, top_k, top_p, min_p, typical_p };
             let mut workspace = Workspace::default();
             filters.apply(&logits, &mut workspace).unwrap();
             let tokens: Vec<u32> = workspace.candidates.iter().map(|candidate| candidate.token).collect();
@@ -230,7 +278,7 @@ mod tests {
 
     #[test]
     fn all_tokens_equal_are_all_kept_by_top_k() {
-        let filters = Filters { temperature: 1.0, top_k: 3, top_p: 1.0, min_p: 0.0 };
+        let filters = Filters { temperature: 1.0, top_k: 3, top_p: 1.0, min_p: 0.0, typical_p: 1.0 };
         let mut workspace = Workspace::default();
         filters.apply(&[1.5; 5000], &mut workspace).unwrap();
         assert_eq!(workspace.candidates.len(), 5000);
@@ -239,7 +287,13 @@ mod tests {
     #[test]
     fn the_most_probable_token_is_always_left() {
         for temperature in [f32::MIN_POSITIVE, 1e-6, 1.0, f32::MAX] {
-            let filters = Filters { temperature, top_k: 1, top_p: f32::MIN_POSITIVE, min_p: 1.0 };
+            let filters = Filters {
+                temperature,
+                top_k: 1,
+                top_p: f32::MIN_POSITIVE,
+                min_p: 1.0,
+                typical_p: f32::MIN_POSITIVE,
+            };
             let mut workspace = Workspace::default();
             filters.apply(&[f32::MIN, 3.0, f32::MAX, f32::MIN], &mut workspace).unwrap();
             assert_eq!(workspace.candidates, [Candidate { token: 2, weight: 1.0 }]);
@@ -248,7 +302,7 @@ mod tests {
 
     #[test]
     fn suppressed_tokens_are_never_left() {
-        let filters = Filters { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let filters = Filters { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, typical_p: 1.0 };
         let mut workspace = Workspace::default();
         filters.apply(&[f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY], &mut workspace).unwrap();
         assert_eq!(workspace.candidates, [Candidate { token: 1, weight: 1.0 }]);

@@ -13,6 +13,26 @@ pub enum SamplingError {
         /// Its range.
         expected: &'static str,
     },
+    /// More of something than a request may have.
+    #[error("{field} has {found} entries: expected at most {limit}")]
+    TooMany {
+        /// The parameter's name.
+        field: &'static str,
+        /// How many.
+        found: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A token that the model does not have.
+    #[error("{field} names token {token}, which is not in the vocabulary of {vocab_size}")]
+    NotInVocabulary {
+        /// The parameter's name.
+        field: &'static str,
+        /// The token.
+        token: u32,
+        /// Tokens are below this.
+        vocab_size: usize,
+    },
     /// More log-probabilities asked for than are given.
     #[error("logprobs is {found}: expected at most {limit}")]
     TooManyLogprobs {
@@ -30,6 +50,6 @@ pub enum SamplingError {
         value: f32,
     },
     /// No logits, or all of them suppressed.
-    #[error("there is no token to choose from")]
+    #[error("the request's restrictions leave no token to choose from")]
     NoCandidate,
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::{MAX_TOP_LOGPROBS, Sampler, SamplingParams};
+use crate::{MAX_TOP_LOGPROBS, Restriction, Sampler, SamplingParams};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -34,6 +34,8 @@ impl Case {
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
+            typical_p: None,
+            no_repeat_ngram_size: None,
             repetition_penalty: self.repetition_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
@@ -61,7 +63,7 @@ fn cases() -> Vec<Case> {
 fn the_tokens_left_and_their_probabilities_are_those_of_transformers() {
     for case in cases() {
         let mut sampler = case.sampler();
-        sampler.sample(&mut case.logits.clone(), &[], None).unwrap();
+        sampler.sample(&mut case.logits.clone(), Restriction::default(), None).unwrap();
         let candidates = &sampler.workspace().candidates;
         let total: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
         let context = case.params();
@@ -87,7 +89,7 @@ fn a_seed_draws_the_tokens_that_chacha_and_the_cumulative_distribution_give() {
         let draws: Vec<u32> = case
             .draws
             .iter()
-            .map(|_| sampler.sample(&mut case.logits.clone(), &[], None).unwrap().token)
+            .map(|_| sampler.sample(&mut case.logits.clone(), Restriction::default(), None).unwrap().token)
             .collect();
         assert_eq!(draws, case.draws, "{:?}", case.params());
     }
@@ -96,7 +98,10 @@ fn a_seed_draws_the_tokens_that_chacha_and_the_cumulative_distribution_give() {
 #[test]
 fn log_probabilities_are_the_log_softmax_of_the_models_logits() {
     for case in cases() {
-        let sampled = case.sampler().sample(&mut case.logits.clone(), &[], Some(MAX_TOP_LOGPROBS)).unwrap();
+        let sampled = case
+            .sampler()
+            .sample(&mut case.logits.clone(), Restriction::default(), Some(MAX_TOP_LOGPROBS))
+            .unwrap();
         let close = |token: u32, logprob: f32| (logprob - case.logprobs[token as usize]).abs() < 1e-5;
         assert!(close(sampled.token, sampled.logprob.unwrap()));
         assert_eq!(sampled.top_logprobs.len(), MAX_TOP_LOGPROBS);

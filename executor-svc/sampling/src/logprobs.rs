@@ -122,7 +122,7 @@ mod tests {
     fn a_given_token_scores_what_its_choice_would() {
         let logits: Vec<f32> = (0..100).map(|token| (token * 37 % 101) as f32 / 9.0).collect();
         let mut sampler = crate::Sampler::new(crate::SamplingParams::default()).unwrap();
-        let chosen = sampler.sample(&mut logits.clone(), &[], Some(5)).unwrap();
+        let chosen = sampler.sample(&mut logits.clone(), crate::Restriction::default(), Some(5)).unwrap();
         let scored = Scorer::default().score(&logits, chosen.token, 5).unwrap();
         assert_eq!((Some(scored.logprob), scored.top_logprobs), (chosen.logprob, chosen.top_logprobs));
     }

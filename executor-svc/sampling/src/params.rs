@@ -2,6 +2,9 @@
 
 use crate::SamplingError;
 
+/// The longest sequence of tokens that can be kept from coming again.
+pub const MAX_NGRAM: u32 = 256;
+
 /// Sampling parameters as a request gives them. Unset everywhere is greedy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SamplingParams {
@@ -15,6 +18,11 @@ pub struct SamplingParams {
     /// Only tokens at least this times as probable as the most probable one, from 0 to 1 (Nguyen et al. 2024, Turning
     /// Up the Heat). 0 or unset: all.
     pub min_p: Option<f32>,
+    /// Only the tokens whose surprise is nearest to the expected one and whose probabilities sum to at least p, more than
+    /// 0 and at most 1 (Meister et al. 2023, Locally Typical Sampling). 1 or unset: all.
+    pub typical_p: Option<f32>,
+    /// No sequence of so many tokens of prompt and output comes again, at most [`MAX_NGRAM`]. 0 or unset: any may.
+    pub no_repeat_ngram_size: Option<u32>,
     /// Divides positive and multiplies negative logits of tokens in prompt or output; more than 0 (Keskar et al. 2019,
     /// CTRL). 1 or unset: none.
     pub repetition_penalty: Option<f32>,
@@ -42,6 +50,10 @@ impl SamplingParams {
         check("temperature", self.temperature, "a finite number, at least 0", |t| t.is_finite() && t >= 0.0)?;
         check("top_p", self.top_p, "more than 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
         check("min_p", self.min_p, "a number from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
+        check("typical_p", self.typical_p, "more than 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
+        // Exact: so small an integer is a number in single precision.
+        let ngram = self.no_repeat_ngram_size.map(|size| size.min(MAX_NGRAM + 1) as f32);
+        check("no_repeat_ngram_size", ngram, "at most 256", |size| size <= MAX_NGRAM as f32)?;
         check("repetition_penalty", self.repetition_penalty, "a finite number, more than 0", |r| {
             r.is_finite() && r > 0.0
         })?;
@@ -66,6 +78,9 @@ mod tests {
             ("top_p", SamplingParams { top_p: Some(f32::NAN), ..unset }),
             ("min_p", SamplingParams { min_p: Some(-0.1), ..unset }),
             ("min_p", SamplingParams { min_p: Some(f32::NAN), ..unset }),
+            ("typical_p", SamplingParams { typical_p: Some(0.0), ..unset }),
+            ("typical_p", SamplingParams { typical_p: Some(f32::NAN), ..unset }),
+            ("no_repeat_ngram_size", SamplingParams { no_repeat_ngram_size: Some(257), ..unset }),
             ("repetition_penalty", SamplingParams { repetition_penalty: Some(0.0), ..unset }),
             ("repetition_penalty", SamplingParams { repetition_penalty: Some(f32::INFINITY), ..unset }),
             ("presence_penalty", SamplingParams { presence_penalty: Some(2.1), ..unset }),
@@ -87,6 +102,8 @@ mod tests {
             top_k: Some(0),
             top_p: Some(f32::MIN_POSITIVE),
             min_p: Some(0.0),
+            typical_p: Some(f32::MIN_POSITIVE),
+            no_repeat_ngram_size: Some(0),
             repetition_penalty: Some(f32::MIN_POSITIVE),
             presence_penalty: Some(-2.0),
             frequency_penalty: Some(-2.0),
@@ -97,6 +114,8 @@ mod tests {
             top_k: Some(u32::MAX),
             top_p: Some(1.0),
             min_p: Some(1.0),
+            typical_p: Some(1.0),
+            no_repeat_ngram_size: Some(MAX_NGRAM),
             repetition_penalty: Some(f32::MAX),
             presence_penalty: Some(2.0),
             frequency_penalty: Some(2.0),

@@ -4,9 +4,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use crate::candidates::{Filters, Workspace, draw};
+use crate::constraints::Constrained;
 use crate::logprobs::{LogSoftmax, MAX_TOP_LOGPROBS};
 use crate::penalties::Penalties;
-use crate::{SamplingError, SamplingParams, softmax};
+use crate::{Constraints, Restriction, SamplingError, SamplingParams, softmax};
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,9 +23,9 @@ pub struct Sampled {
 
 /// Chooses the tokens of one sequence.
 ///
-/// The order is that of Transformers' `generate`, with vLLM's penalties: repetition, then frequency and presence
-/// penalty; suppression of tokens that are not allowed; temperature; top-k; top-p; min-p; a draw. (vLLM itself has min-p
-/// before top-k.) At temperature 0 the largest logit that is left wins, the lower token among equals, and no random
+/// The order is that of Transformers' `generate`, with vLLM's penalties: biases; repetition, then frequency and presence
+/// penalty; suppression of tokens that are not allowed; temperature; top-k; top-p; min-p; typical-p; a draw. (vLLM itself
+/// has min-p before top-k.) At temperature 0 the largest logit that is left wins, the lower token among equals, and no random
 /// number is used.
 ///
 /// # Repeatability
@@ -35,6 +36,7 @@ pub struct Sampled {
 pub struct Sampler {
     /// None: greedy.
     filters: Option<Filters>,
+    constrained: Constrained,
     penalties: Penalties,
     rng: ChaCha12Rng,
     workspace: Workspace,
@@ -55,11 +57,13 @@ impl Sampler {
             top_k: params.top_k.unwrap_or(0) as usize,
             top_p: params.top_p.unwrap_or(1.0),
             min_p: params.min_p.unwrap_or(0.0),
+            typical_p: params.typical_p.unwrap_or(1.0),
         };
         let mut key = [0; 32];
         key[..8].copy_from_slice(&params.seed.unwrap_or_else(rand::random).to_le_bytes());
         Ok(Self {
             filters: (temperature > 0.0).then_some(filters),
+            constrained: Constrained::new(params.no_repeat_ngram_size.unwrap_or(0) as usize),
             penalties: Penalties::new(&params),
             rng: ChaCha12Rng::from_seed(key),
             workspace: Workspace::default(),
@@ -67,20 +71,29 @@ impl Sampler {
         })
     }
 
-    /// Tokens of the prompt, for the repetition penalty.
+    /// The same, with what the request says of particular tokens. Before any token.
+    #[must_use]
+    pub fn with_constraints(mut self, constraints: Constraints) -> Self {
+        self.constrained.set(constraints);
+        self
+    }
+
+    /// Tokens of the prompt, for the repetition penalty and for n-grams.
     pub fn push_prompt(&mut self, tokens: &[u32]) {
+        self.constrained.push_prompt(tokens);
         self.penalties.push_prompt(tokens);
     }
 
-    /// A token of the output, for the penalties. [`Sampler::sample`] does not count the token that it returns.
+    /// A token of the output, for the penalties and constraints. [`Sampler::sample`] does not count the token that it
+    /// returns.
     pub fn accept(&mut self, token: u32) {
+        self.constrained.push_output(token);
         self.penalties.push_output(token);
     }
 
     /// Chooses the next token from the model's logits `[vocab_size]`, which are overwritten.
     ///
-    /// Tokens in `suppressed` are not chosen: end-of-sequence and stop tokens while there are fewer than the least
-    /// number of tokens. `logprobs` asks for log-probabilities, of so many of the most probable tokens beside the
+    /// Tokens that `restriction` leaves out are not chosen. `logprobs` asks for log-probabilities, of so many of the most probable tokens beside the
     /// chosen one's, at most [`MAX_TOP_LOGPROBS`].
     ///
     /// # Errors
@@ -89,7 +102,7 @@ impl Sampler {
     pub fn sample(
         &mut self,
         logits: &mut [f32],
-        suppressed: &[u32],
+        restriction: Restriction<'_>,
         logprobs: Option<usize>,
     ) -> Result<Sampled, SamplingError> {
         softmax::check_finite(logits)?;
@@ -106,7 +119,7 @@ impl Sampler {
             }
             None => None,
         };
-        self.adjust(logits, suppressed);
+        self.adjust(logits, restriction);
         let token = match self.filters {
             Some(filters) => {
                 filters.apply(logits, &mut self.workspace)?;
@@ -124,14 +137,12 @@ impl Sampler {
         Ok(Sampled { token, logprob, top_logprobs })
     }
 
-    /// Applies penalties and suppression.
-    fn adjust(&self, logits: &mut [f32], suppressed: &[u32]) {
+    /// Applies biases, penalties and suppression.
+    fn adjust(&self, logits: &mut [f32], restriction: Restriction<'_>) {
+        self.constrained.bias(logits);
         self.penalties.apply(logits);
-        for &token in suppressed {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+        self.constrained.forbid(logits);
+        restriction.apply(logits);
     }
 
     /// What the last [`Sampler::sample`] drew from.
@@ -168,7 +179,9 @@ mod tests {
 
     fn draws(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
         let mut sampler = sampler(params);
-        (0..count).map(|_| sampler.sample(&mut logits.to_vec(), &[], None).unwrap().token).collect()
+        (0..count)
+            .map(|_| sampler.sample(&mut logits.to_vec(), Restriction::default(), None).unwrap().token)
+            .collect()
     }
 
     const SEEDED: SamplingParams = SamplingParams {
@@ -176,6 +189,8 @@ mod tests {
         top_k: None,
         top_p: None,
         min_p: None,
+        typical_p: None,
+        no_repeat_ngram_size: None,
         repetition_penalty: None,
         presence_penalty: None,
         frequency_penalty: None,
@@ -188,7 +203,7 @@ mod tests {
             let mut logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
             let max = logits.iter().copied().fold(f32::MIN, f32::max);
             let first = logits.iter().position(|&logit| logit == max).unwrap();
-            let sampled = sampler(SamplingParams::default()).sample(&mut logits, &[], None).unwrap();
+            let sampled = sampler(SamplingParams::default()).sample(&mut logits, Restriction::default(), None).unwrap();
             prop_assert_eq!(sampled, Sampled { token: first as u32, logprob: None, top_logprobs: Vec::new() });
         }
 
@@ -204,6 +219,7 @@ mod tests {
             top_k in 0..60_u32,
             top_p in f32::MIN_POSITIVE..=1.0,
             min_p in 0.0_f32..=1.0,
+            typical_p in f32::MIN_POSITIVE..=1.0,
             repetition in prop_oneof![1e-38_f32..1e38, 0.5_f32..2.0],
             penalties in (-2.0_f32..=2.0, -2.0_f32..=2.0),
             seen in proptest::collection::vec(0..80_u32, 0..20),
@@ -213,6 +229,8 @@ mod tests {
                 top_k: Some(top_k),
                 top_p: Some(top_p),
                 min_p: Some(min_p),
+                typical_p: Some(typical_p),
+                no_repeat_ngram_size: None,
                 repetition_penalty: Some(repetition),
                 presence_penalty: Some(penalties.0),
                 frequency_penalty: Some(penalties.1),
@@ -222,7 +240,7 @@ mod tests {
             for &token in &seen {
                 sampler.accept(token);
             }
-            let sampled = sampler.sample(&mut logits.clone(), &[0, 1_000_000], Some(3)).unwrap();
+            let sampled = sampler.sample(&mut logits.clone(), Restriction::without(&[0, 1_000_000]), Some(3)).unwrap();
             prop_assert!((1..logits.len()).contains(&(sampled.token as usize)));
             prop_assert!(sampled.logprob.unwrap() <= 0.0);
             prop_assert_eq!(sampled.top_logprobs.len(), logits.len().min(3));
@@ -266,11 +284,11 @@ mod tests {
     fn a_clone_goes_on_as_the_original_does() {
         let logits = vec![0.0; 100];
         let mut original = sampler(SEEDED);
-        original.sample(&mut logits.clone(), &[], None).unwrap();
+        original.sample(&mut logits.clone(), Restriction::default(), None).unwrap();
         let mut fork = original.clone();
         for _ in 0..20 {
-            let expected = original.sample(&mut logits.clone(), &[], None).unwrap();
-            assert_eq!(fork.sample(&mut logits.clone(), &[], None).unwrap(), expected);
+            let expected = original.sample(&mut logits.clone(), Restriction::default(), None).unwrap();
+            assert_eq!(fork.sample(&mut logits.clone(), Restriction::default(), None).unwrap(), expected);
         }
     }
 
@@ -279,24 +297,71 @@ mod tests {
         for params in [SamplingParams::default(), SEEDED] {
             let mut sampler = sampler(params);
             for _ in 0..100 {
-                assert_eq!(sampler.sample(&mut [5.0, 1.0, 5.0], &[0, 2, 9], None).unwrap().token, 1);
+                assert_eq!(
+                    sampler
+                        .sample(&mut [5.0, 1.0, 5.0], Restriction::without(&[0, 2, 9]), None)
+                        .unwrap()
+                        .token,
+                    1
+                );
             }
-            assert_eq!(sampler.sample(&mut [5.0, 1.0], &[0, 1], None), Err(SamplingError::NoCandidate));
+            assert_eq!(
+                sampler.sample(&mut [5.0, 1.0], Restriction::without(&[0, 1]), None),
+                Err(SamplingError::NoCandidate)
+            );
         }
+    }
+
+    #[test]
+    fn a_bias_comes_before_the_penalties_and_forbidden_tokens_are_never_chosen() {
+        for params in [SamplingParams::default(), SEEDED] {
+            let params = SamplingParams { repetition_penalty: Some(4.0), ..params };
+            let constraints =
+                Constraints { logit_bias: vec![(0, 90.0)], bad_words: vec![vec![1], vec![2, 0]] };
+            let mut sampler = sampler(params).with_constraints(constraints);
+            let next = |sampler: &mut Sampler| {
+                let token =
+                    sampler.sample(&mut [1.0, 99.0, 0.0], Restriction::default(), None).unwrap().token;
+                sampler.accept(token);
+                token
+            };
+            assert_eq!(next(&mut sampler), 0);
+            // Biased and then divided: 91 / 4 is still far above the rest.
+            assert_eq!(next(&mut sampler), 0);
+            sampler.accept(2);
+            assert_eq!(next(&mut sampler), 2);
+        }
+    }
+
+    #[test]
+    fn an_ngram_that_was_there_does_not_come_again() {
+        let params = SamplingParams { no_repeat_ngram_size: Some(2), ..SamplingParams::default() };
+        let mut sampler = sampler(params);
+        sampler.push_prompt(&[0, 0]);
+        let mut next = || {
+            let sampled = sampler.sample(&mut [3.0, 2.0, 1.0], Restriction::default(), None)?;
+            sampler.accept(sampled.token);
+            Ok(sampled.token)
+        };
+        assert_eq!([next(), next(), next(), next()], [Ok(1), Ok(0), Ok(2), Ok(0)]);
+        // Each token has followed a 0 by now.
+        assert_eq!(next(), Err(SamplingError::NoCandidate));
     }
 
     #[test]
     fn broken_logits_are_an_error_and_use_no_random_number() {
         let mut disturbed = sampler(SEEDED);
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let error = disturbed.sample(&mut [0.0, value], &[], None).unwrap_err();
+            let error = disturbed.sample(&mut [0.0, value], Restriction::default(), None).unwrap_err();
             assert!(matches!(error, SamplingError::LogitNotFinite { token: 1, .. }), "{error}");
         }
-        assert_eq!(disturbed.sample(&mut [], &[], None), Err(SamplingError::NoCandidate));
-        let error = disturbed.sample(&mut [0.0], &[], Some(21)).unwrap_err();
+        assert_eq!(disturbed.sample(&mut [], Restriction::default(), None), Err(SamplingError::NoCandidate));
+        let error = disturbed.sample(&mut [0.0], Restriction::default(), Some(21)).unwrap_err();
         assert_eq!(error, SamplingError::TooManyLogprobs { found: 21, limit: 20 });
         let mut undisturbed = sampler(SEEDED);
-        let next = |sampler: &mut Sampler| sampler.sample(&mut [0.0; 1000], &[], None).unwrap().token;
+        let next = |sampler: &mut Sampler| {
+            sampler.sample(&mut [0.0; 1000], Restriction::default(), None).unwrap().token
+        };
         assert_eq!(next(&mut disturbed), next(&mut undisturbed));
     }
 
@@ -305,7 +370,7 @@ mod tests {
         let mut sampler =
             sampler(SamplingParams { repetition_penalty: Some(10.0), ..SamplingParams::default() });
         sampler.push_prompt(&[0]);
-        let sampled = sampler.sample(&mut [2.0, 1.0, 0.0], &[1], Some(2)).unwrap();
+        let sampled = sampler.sample(&mut [2.0, 1.0, 0.0], Restriction::without(&[1]), Some(2)).unwrap();
         let log_sum = (2_f64.exp() + 1_f64.exp() + 1.0).ln();
         assert_eq!(sampled.token, 0);
         assert!((f64::from(sampled.logprob.unwrap()) - (2.0 - log_sum)).abs() < 1e-6);

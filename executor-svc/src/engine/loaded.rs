@@ -1,6 +1,6 @@
 //! An engine with everything that its generations need: model, tokenizer, chat template, scheduler.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -8,6 +8,7 @@ use roundhouse_backend::{BackendError, Model, Runtime};
 use roundhouse_engine::{
     BackendKind, CacheKind, EngineFiles, EngineOptions, Manifest, ManifestError, MemoryPlan, blob_names,
 };
+use roundhouse_guided::{GrammarCompiler, GuideError};
 use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
 
@@ -21,6 +22,8 @@ pub struct LoadedEngine {
     model: Arc<dyn Model>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    /// Made when a request is first guided.
+    grammars: OnceLock<Result<GrammarCompiler, GuideError>>,
     scheduler: Scheduler,
     kv_cost: Arc<KvCost>,
     /// Keeps the mapped files in the local cache.
@@ -124,6 +127,7 @@ impl LoadedEngine {
             model,
             tokenizer,
             template,
+            grammars: OnceLock::new(),
             scheduler,
             kv_cost,
             _pulled: pulled,
@@ -174,6 +178,18 @@ impl LoadedEngine {
     /// [`TextError::NoChatTemplate`].
     pub fn template(&self) -> Result<&ChatTemplate, TextError> {
         self.template.as_ref().ok_or(TextError::NoChatTemplate)
+    }
+
+    /// Makes grammars of its tokens. The first call takes a moment.
+    ///
+    /// # Errors
+    /// [`GuideError::Tokenizer`].
+    pub fn grammars(&self) -> Result<&GrammarCompiler, GuideError> {
+        let made = self.grammars.get_or_init(|| {
+            let end_tokens = &self.manifest.info.eos_token_ids;
+            GrammarCompiler::new(Arc::clone(&self.tokenizer), self.vocab_size(), end_tokens)
+        });
+        made.as_ref().map_err(GuideError::clone)
     }
 
     /// What its templates print as the time.

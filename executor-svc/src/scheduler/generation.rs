@@ -1,198 +1,20 @@
-//! One generation: what it was asked for, how far it is, and what it tells its client.
+//! One generation: how far it is, and what it tells its client.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::{BackendError, LogitsRequest, Model};
-use roundhouse_sampling::{Sampled, Sampler, SamplingError, TokenScore};
-use roundhouse_text::{ChatMessage, Detokenizer, StopMatcher, Tokenizer};
+use roundhouse_backend::{LogitsRequest, Model, Sequence};
+use roundhouse_guided::{Accepted, TokenGuide};
+use roundhouse_sampling::{Restriction, Sampled, SamplingError};
+use roundhouse_text::{ChatMessage, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::measured::Measured;
-use super::prompt_scores::{PromptLogprobs, PromptScores};
+use super::prompt_scores::PromptScores;
+use super::request::{Delta, Finish, FinishReason, GenerateError, Request};
 use crate::metrics::EngineMetrics;
-use crate::session::{KvMemoryExhausted, Lease, SessionState};
-
-/// What a generation was asked for.
-pub struct Request {
-    /// For logs.
-    pub id: String,
-    /// Whose it is: tenants get equal parts of the machine.
-    pub tenant: String,
-    /// Higher goes first.
-    pub priority: i32,
-    /// The history and cache. The history already holds the new prompt, at least one token of which is not in the
-    /// cache.
-    pub lease: Lease,
-    /// Chooses tokens; knows the prompt already.
-    pub sampler: Sampler,
-    /// Log-probabilities of the n most probable tokens beside the chosen one's; `None` for none.
-    pub logprobs: Option<usize>,
-    /// Log-probabilities of the prompt's tokens; `None` for none. The token before the first of them is not in the cache.
-    pub prompt_logprobs: Option<PromptLogprobs>,
-    /// Turns tokens into text; knows the prompt already.
-    pub detokenizer: Detokenizer,
-    /// Finds stop strings.
-    pub stop_strings: StopMatcher,
-    /// When to stop.
-    pub limits: Limits,
-    /// Whether the turn came as messages, so that the answer joins the session's conversation.
-    pub is_chat: bool,
-    /// By when it must be over.
-    pub deadline: Option<Instant>,
-    /// Stops it.
-    pub cancellation: Cancellation,
-    /// Keeps what must live as long as the generation: the claim on its request ID. Must not own the engine, which
-    /// waits for its generations when it is dropped.
-    pub guard: Box<dyn Send>,
-    /// Where its deltas go. A receiver that is gone ends it. The last field, so that it is dropped after the lease and the
-    /// guard: who has read the stream to its end finds both free.
-    pub deltas: mpsc::Sender<Result<Delta, GenerateError>>,
-}
-
-/// When a generation stops by itself.
-#[derive(Debug, Clone, Default)]
-pub struct Limits {
-    /// At most this many new tokens. With 0 it ends when the prompt's tokens are scored.
-    pub max_tokens: usize,
-    /// No stop token or stop string before this many.
-    pub min_tokens: usize,
-    /// Tokens that end it.
-    pub stop_tokens: Vec<u32>,
-}
-
-/// A caller's way to stop a generation.
-#[derive(Debug, Clone, Default)]
-pub struct Cancellation {
-    cancelled: Arc<AtomicBool>,
-}
-
-impl Cancellation {
-    /// Stops it at the end of the step that runs.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
-}
-
-/// A message to the client: what is new.
-#[derive(Debug, Clone, Default)]
-pub struct Delta {
-    /// New text, whole characters.
-    pub text: String,
-    /// New tokens.
-    pub tokens: Vec<u32>,
-    /// One for each new token, where asked for.
-    pub logprobs: Vec<Sampled>,
-    /// Scores of the prompt's next tokens, where asked for.
-    pub prompt_logprobs: Vec<TokenScore>,
-    /// On the last message.
-    pub finish: Option<Finish>,
-}
-
-/// The end of a generation.
-#[derive(Debug, Clone, Copy)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// Tokens before the first output, history included.
-    pub prompt_tokens: usize,
-    /// Of those, found in the cache.
-    pub cached_tokens: usize,
-    /// Output tokens.
-    pub output_tokens: usize,
-    /// From submission to the first step.
-    pub queue: Duration,
-    /// From the first step to the first token, or to the prompt's last score where no token is made.
-    pub prefill: Duration,
-    /// From the first token to the last.
-    pub decode: Duration,
-}
-
-/// Why a generation ended by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token.
-    StopToken,
-    /// A stop string.
-    StopString,
-    /// `max_tokens`.
-    MaxTokens,
-    /// The end of the cache.
-    CacheFull,
-    /// Its caller stopped it.
-    Cancelled,
-}
-
-impl FinishReason {
-    /// As in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::StopToken => "stop_token",
-            Self::StopString => "stop_string",
-            Self::MaxTokens => "max_tokens",
-            Self::CacheFull => "cache_full",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// Why a generation failed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum GenerateError {
-    /// The deadline passed.
-    #[error("the deadline passed after {output_tokens} tokens")]
-    DeadlineExceeded {
-        /// Tokens made until then.
-        output_tokens: usize,
-    },
-    /// The client read nothing.
-    #[error("the client read nothing for {0:?}")]
-    ClientStalled(Duration),
-    /// No step began in time.
-    #[error("it waited {0:?} for its first step, which is the limit")]
-    QueueTimeout(Duration),
-    /// Its keys and values do not fit the memory even alone.
-    #[error(transparent)]
-    Memory(KvMemoryExhausted),
-    /// Its session was deleted.
-    #[error("the session was deleted")]
-    SessionDeleted,
-    /// The engine was unloaded or the service is going down.
-    #[error("the engine is being unloaded")]
-    Unloaded,
-    /// The model failed.
-    #[error("the model failed: {0}")]
-    Model(Arc<BackendError>),
-    /// The model's logits cannot be sampled from.
-    #[error("sampling: {0}")]
-    Sampling(Arc<SamplingError>),
-    /// A token is not the tokenizer's.
-    #[error("detokenisation: {0}")]
-    Text(String),
-}
-
-impl GenerateError {
-    /// As in metrics.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::DeadlineExceeded { .. } => "deadline_exceeded",
-            Self::ClientStalled(_) => "client_stalled",
-            Self::QueueTimeout(_) => "queue_timeout",
-            Self::Memory(_) => "memory_exhausted",
-            Self::SessionDeleted => "session_deleted",
-            Self::Unloaded => "unloaded",
-            Self::Model(_) | Self::Sampling(_) | Self::Text(_) => "failed",
-        }
-    }
-}
+use crate::session::SessionState;
 
 /// A request in the scheduler.
 pub(super) struct Generation {
@@ -204,6 +26,10 @@ pub(super) struct Generation {
     output_tokens: usize,
     answer: String,
     scores: Option<PromptScores>,
+    /// The tokens of the step that runs, where guesses follow the one that is pending; else empty.
+    drafted: Vec<u32>,
+    draft_tokens: usize,
+    accepted_draft_tokens: usize,
     submitted: Instant,
     started: Option<Instant>,
     /// When the prompt was done: the time of the first token, or of the prompt's last score.
@@ -242,6 +68,9 @@ impl Generation {
             output_tokens: 0,
             answer: String::new(),
             scores,
+            drafted: Vec::new(),
+            draft_tokens: 0,
+            accepted_draft_tokens: 0,
             submitted,
             started: None,
             prefilled: None,
@@ -305,11 +134,52 @@ impl Generation {
         lengths.is_some_and(|(cached, length)| scores.needs(&(cached..length)))
     }
 
+    /// Its part of a step that computes so many of the pending tokens, and guesses after them: at most `draft_rows`, from
+    /// which they are taken. None where it has no cache.
+    pub(super) fn sequence<'a>(
+        &'a mut self,
+        tokens: usize,
+        draft_rows: &mut usize,
+        logits: &'a mut Vec<f32>,
+    ) -> Option<Sequence<'a>> {
+        self.draft(tokens, *draft_rows);
+        *draft_rows -= self.drafted.len().saturating_sub(1);
+        let request = self.logits_request(tokens);
+        let state = self.request.lease.state()?;
+        let cached = state.cache.len();
+        let cache = state.cache.get()?;
+        let pending = &state.tokens[cached..cached + tokens];
+        let tokens = if self.drafted.is_empty() { pending } else { &self.drafted };
+        Some(Sequence { cache, tokens, request, logits })
+    }
+
+    /// Guesses what follows the pending token, where it is the only one.
+    fn draft(&mut self, tokens: usize, limit: usize) {
+        self.drafted.clear();
+        let Some(speculative) = self.request.speculative else { return };
+        let Some(state) = self.request.lease.state() else { return };
+        let [.., last] = state.tokens[..] else { return };
+        if tokens != 1 || state.cache.len() + 1 != state.tokens.len() {
+            return;
+        }
+        // Each guess that is right is followed by one token more, and both need places.
+        let allowed = self.request.limits.max_tokens.saturating_sub(self.output_tokens + 1);
+        let room = state.cache.capacity().saturating_sub(state.tokens.len() + 1);
+        self.drafted.push(last);
+        speculative.draft(&state.tokens, limit.min(allowed).min(room), &mut self.drafted);
+        // The memory of guesses is not planned: without any that is free there are none.
+        let has_memory = state.cache.reserve(state.cache.len() + self.drafted.len()).is_ok();
+        if self.drafted.len() == 1 || !has_memory {
+            self.drafted.clear();
+        }
+    }
+
     /// The logits that a step needs which computes so many of the pending tokens.
-    pub(super) fn logits_request(&mut self, tokens: usize) -> LogitsRequest {
+    fn logits_request(&mut self, tokens: usize) -> LogitsRequest {
         let Some(state) = self.request.lease.state() else { return LogitsRequest::None };
         let step = state.cache.len()..state.cache.len() + tokens;
         match &self.scores {
+            _ if !self.drafted.is_empty() => LogitsRequest::All,
             Some(scores) if scores.needs(&step) => LogitsRequest::All,
             _ if step.end == state.tokens.len() => LogitsRequest::Last,
             _ => LogitsRequest::None,
@@ -375,9 +245,12 @@ impl Generation {
         Progress::Ended
     }
 
-    /// Takes the logits of a step that computed so many tokens, as many rows as [`Generation::logits_request`] asked for,
+    /// Takes the logits of a step that computed so many tokens, as many rows as its [`Generation::sequence`] asked for,
     /// and tells the client what they say: the scores of the prompt's tokens, and after its last one the next token.
     pub(super) fn advance(&mut self, logits: &mut [f32], tokens: usize, now: Instant) -> Progress {
+        if !self.drafted.is_empty() {
+            return self.verify(logits, now);
+        }
         let mut delta = Delta::default();
         let mut rows = 1;
         if let (Some(scores), Some(state)) = (&mut self.scores, self.request.lease.state()) {
@@ -401,15 +274,55 @@ impl Generation {
         if delta.prompt_logprobs.is_empty() { Progress::Running } else { self.send(delta) }
     }
 
+    /// Takes the logits that follow each token of a step with guesses: chooses a token from each as long as the one before
+    /// was guessed right, and takes the others out of the cache.
+    fn verify(&mut self, logits: &mut [f32], now: Instant) -> Progress {
+        let step = std::mem::take(&mut self.drafted);
+        let (mut delta, mut outcome) = (Delta::default(), Ok(None));
+        self.draft_tokens += step.len() - 1;
+        for (place, row) in logits.chunks_exact_mut(logits.len() / step.len()).enumerate() {
+            outcome = self.choose(&mut delta, row, now);
+            if !matches!(outcome, Ok(None)) || step.get(place + 1) != delta.tokens.last() {
+                break;
+            }
+            self.accepted_draft_tokens += 1;
+        }
+        if let Some(state) = self.request.lease.state() {
+            // The last token is chosen and not computed.
+            state.cache.truncate(state.tokens.len() - 1);
+        }
+        self.drafted = step;
+        self.drafted.clear();
+        self.tell(delta, outcome)
+    }
+
     /// Takes the logits that follow the last token of the history: chooses the next token, and tells the client of it and
     /// of what `delta` has already.
     fn next_token(&mut self, mut delta: Delta, logits: &mut [f32], now: Instant) -> Progress {
-        let limits = &self.request.limits;
-        let suppressed: &[u32] =
-            if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
-        let sampled = match self.request.sampler.sample(logits, suppressed, self.request.logprobs) {
-            Ok(sampled) => sampled,
-            Err(error) => return self.fail(GenerateError::Sampling(Arc::new(error))),
+        let outcome = self.choose(&mut delta, logits, now);
+        self.tell(delta, outcome)
+    }
+
+    /// Tells the client what a step gave, and why it was the last one, if it was.
+    fn tell(&mut self, delta: Delta, outcome: Result<Option<FinishReason>, GenerateError>) -> Progress {
+        match outcome {
+            Ok(None) => self.send(delta),
+            Ok(Some(reason)) => self.finish(delta, reason),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Chooses the token that these logits say, and adds it and its text to the history and to `delta`. Returns why it is
+    /// the last one, if it is.
+    fn choose(
+        &mut self,
+        delta: &mut Delta,
+        logits: &mut [f32],
+        now: Instant,
+    ) -> Result<Option<FinishReason>, GenerateError> {
+        let Some(sampled) = self.sample(logits)? else {
+            delta.text.push_str(&self.flush());
+            return Ok(Some(FinishReason::GrammarComplete));
         };
         let token = sampled.token;
         self.request.sampler.accept(token);
@@ -425,37 +338,63 @@ impl Generation {
                 state.tokens.push(token);
                 (state.tokens.len(), state.cache.capacity())
             }
-            None => return Progress::Ended,
+            None => return Err(GenerateError::Unloaded),
         };
         delta.tokens.push(token);
         if self.request.logprobs.is_some() {
             delta.logprobs.push(sampled);
         }
-        if self.request.limits.stop_tokens.contains(&token) {
-            delta.text = self.flush();
-            return self.finish(delta, FinishReason::StopToken);
+        let limits = &self.request.limits;
+        let is_stop_token = limits.stop_tokens.contains(&token);
+        if is_stop_token && !limits.include_stop {
+            delta.text.push_str(&self.flush());
+            return Ok(Some(FinishReason::StopToken));
         }
-        let text = match self.request.detokenizer.push(&self.tokenizer, token) {
-            Ok(text) => text,
-            Err(error) => return self.fail(GenerateError::Text(error.to_string())),
-        };
+        let text = self.request.detokenizer.push(&self.tokenizer, token);
+        let text = text.map_err(|error| GenerateError::Text(error.to_string()))?;
         let stop_allowed = self.output_tokens > self.request.limits.min_tokens;
         let (text, stopped) = self.request.stop_strings.push(&text, stop_allowed);
         self.answer.push_str(&text);
-        delta.text = text;
+        delta.text.push_str(&text);
         if stopped {
-            return self.finish(delta, FinishReason::StopString);
+            return Ok(Some(FinishReason::StopString));
         }
-        if self.output_tokens >= self.request.limits.max_tokens {
+        let reason = if is_stop_token {
+            Some(FinishReason::StopToken)
+        } else if self.is_complete_after(token)? {
+            Some(FinishReason::GrammarComplete)
+        } else if self.output_tokens >= self.request.limits.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else if length >= capacity {
+            // The token just made must fit too, or there is no next one to make.
+            Some(FinishReason::CacheFull)
+        } else {
+            None
+        };
+        if reason.is_some() {
             delta.text.push_str(&self.flush());
-            return self.finish(delta, FinishReason::MaxTokens);
         }
-        // The token just made must fit too, or there is no next one to make.
-        if length >= capacity {
-            delta.text.push_str(&self.flush());
-            return self.finish(delta, FinishReason::CacheFull);
+        Ok(reason)
+    }
+
+    /// The next token. None where the output is whole and nothing else may come: its end is suppressed while there are
+    /// fewer than the least number of tokens.
+    fn sample(&mut self, logits: &mut [f32]) -> Result<Option<Sampled>, GenerateError> {
+        let Request { sampler, limits, guide, logprobs, .. } = &mut self.request;
+        let suppressed: &[u32] =
+            if self.output_tokens < limits.min_tokens { &limits.stop_tokens } else { &[] };
+        let allowed = guide.as_mut().map(TokenGuide::allowed).transpose().map_err(GenerateError::Guide)?;
+        match sampler.sample(logits, Restriction { suppressed, allowed }, *logprobs) {
+            Ok(sampled) => Ok(Some(sampled)),
+            Err(SamplingError::NoCandidate) if guide.as_mut().is_some_and(TokenGuide::may_end) => Ok(None),
+            Err(error) => Err(GenerateError::Sampling(Arc::new(error))),
         }
-        self.send(delta)
+    }
+
+    /// Tells the guide of a token. Whether it allows nothing more.
+    fn is_complete_after(&mut self, token: u32) -> Result<bool, GenerateError> {
+        let Some(guide) = &mut self.request.guide else { return Ok(false) };
+        Ok(guide.accept(token).map_err(GenerateError::Guide)? == Accepted::Complete)
     }
 
     /// The text that was held back.
@@ -481,6 +420,8 @@ impl Generation {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens,
+            draft_tokens: self.draft_tokens,
+            accepted_draft_tokens: self.accepted_draft_tokens,
             queue: between(Some(self.submitted), self.started),
             prefill: between(self.started, self.prefilled),
             decode: between(self.prefilled, self.last_token),

@@ -2,6 +2,7 @@
 //!
 //! `policy` decides what is done next and knows no clock and no model; `worker` does it; `handle` is the way to it.
 
+mod drafts;
 mod fairness;
 mod generation;
 mod handle;
@@ -11,13 +12,15 @@ mod output;
 mod pace;
 mod policy;
 mod prompt_scores;
+mod request;
 mod step_clock;
 mod worker;
 
+pub use drafts::PromptLookup;
 pub use fairness::TenantId;
-pub use generation::{Cancellation, Delta, Finish, FinishReason, GenerateError, Limits, Request};
 pub use handle::{Load, Scheduler, SchedulerConfig, SchedulerParts, SubmitError};
 pub use latency::Latencies;
 pub use pace::{Pace, PaceLimits};
 pub use policy::{Candidate, Memory, Plan, Policy, PolicyLimits, Refusal, Share, Status, StepLimits};
 pub use prompt_scores::PromptLogprobs;
+pub use request::{Cancellation, Delta, Echo, Finish, FinishReason, GenerateError, Limits, Request};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::{BackendError, Sequence};
+use roundhouse_backend::BackendError;
 
 use super::generation::{Generation, Progress};
 use super::handle::{SchedulerConfig, SchedulerParts, Shared, Submitted};
@@ -225,15 +225,13 @@ impl Worker {
         let chosen = by_place(shares, self.active.len());
         let mut batch = Vec::with_capacity(shares.len());
         let mut buffers = self.logits.iter_mut();
+        // Guesses have rows of logits as scored prompts have.
+        let mut draft_rows = self.config.policy.step.max_scored_tokens;
         for (active, tokens) in self.active.iter_mut().zip(chosen) {
             let Some((tokens, logits)) = tokens.zip(tokens.and_then(|_| buffers.next())) else { continue };
             let generation = &mut active.generation;
             generation.begin_step(now);
-            let request = generation.logits_request(tokens);
-            let Some(state) = generation.state() else { continue };
-            let cached = state.cache.len();
-            let Some(cache) = state.cache.get() else { continue };
-            batch.push(Sequence { tokens: &state.tokens[cached..cached + tokens], cache, request, logits });
+            batch.extend(generation.sequence(tokens, &mut draft_rows, logits));
         }
         let tokens = batch.iter().map(|sequence| sequence.tokens.len()).sum();
         // A fault of a kernel ends the generations of this step with an error, and no others.

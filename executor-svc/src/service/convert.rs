@@ -63,7 +63,7 @@ pub(super) fn messages(messages: proto::ChatMessages) -> Vec<ChatMessage> {
         .collect()
 }
 
-pub(super) fn response(request_id: &str, delta: Delta) -> proto::GenerateResponse {
+pub(super) fn response(request_id: &str, index: u32, delta: Delta) -> proto::GenerateResponse {
     proto::GenerateResponse {
         request_id: request_id.to_owned(),
         text: delta.text,
@@ -73,6 +73,8 @@ pub(super) fn response(request_id: &str, delta: Delta) -> proto::GenerateRespons
         usage: delta.finish.as_ref().map(usage),
         timings: delta.finish.as_ref().map(timings),
         prompt_logprobs: delta.prompt_logprobs.iter().map(token_score).collect(),
+        index,
+        echo: delta.echo.map(|echo| proto::Echo { text: echo.text, token_ids: echo.tokens }),
     }
 }
 
@@ -98,6 +100,7 @@ const fn finish_reason(reason: FinishReason) -> proto::FinishReason {
         FinishReason::MaxTokens => proto::FinishReason::MaxTokens,
         FinishReason::CacheFull => proto::FinishReason::CacheFull,
         FinishReason::Cancelled => proto::FinishReason::Cancelled,
+        FinishReason::GrammarComplete => proto::FinishReason::GrammarComplete,
     }
 }
 
@@ -106,6 +109,8 @@ fn usage(finish: &Finish) -> proto::Usage {
         prompt_tokens: count(finish.prompt_tokens),
         cached_tokens: count(finish.cached_tokens),
         output_tokens: count(finish.output_tokens),
+        draft_tokens: count(finish.draft_tokens),
+        accepted_draft_tokens: count(finish.accepted_draft_tokens),
     }
 }
 

@@ -17,7 +17,7 @@ use roundhouse_rpc::{Failure, deadline, reason};
 use roundhouse_telemetry::{peak_memory_bytes, resident_memory_bytes};
 use roundhouse_text::RenderOptions;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::{Stream, StreamExt as _, StreamMap};
 use tonic::{Code, Request, Response, Status};
 
 use super::caller::Caller;
@@ -97,7 +97,11 @@ impl Executor for ExecutorService {
             .await
             .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
         tracing::Span::current().record("request_id", &started.request_id);
-        let stream = ReceiverStream::new(started.deltas).then(move |delta| {
+        let mut outputs = StreamMap::with_capacity(started.outputs.len());
+        for (index, deltas) in (0..).zip(started.outputs) {
+            outputs.insert(index, ReceiverStream::new(deltas));
+        }
+        let stream = outputs.then(move |(index, delta)| {
             let (request_id, stored) = (started.request_id.clone(), stored.clone());
             async move {
                 let delta = delta.map_err(|error| failure::of_generate(&error))?;
@@ -107,7 +111,7 @@ impl Executor for ExecutorService {
                 {
                     session.settled().await.map_err(|error| failure::of_session(&error))?;
                 }
-                Ok::<_, Status>(convert::response(&request_id, delta))
+                Ok::<_, Status>(convert::response(&request_id, index, delta))
             }
         });
         Ok(Response::new(Box::pin(Until::new(stream, deadline))))

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use roundhouse_backend::BackendError;
+use roundhouse_guided::GuideError;
 use roundhouse_rpc::{Failure, reason};
 use roundhouse_sampling::SamplingError;
 use roundhouse_store::StoreError;
@@ -178,10 +179,25 @@ pub(super) fn of_text(error: &TextError) -> Failure {
 
 pub(super) fn of_sampling(error: &SamplingError) -> Failure {
     let field = match error {
-        SamplingError::InvalidParameter { field, .. } => format!("sampling.{field}"),
+        SamplingError::InvalidParameter { field, .. }
+        | SamplingError::TooMany { field, .. }
+        | SamplingError::NotInVocabulary { field, .. } => format!("sampling.{field}"),
         _ => "sampling".to_owned(),
     };
     Failure::invalid_field(field, error.to_string())
+}
+
+pub(super) fn of_guide(error: &GuideError) -> Failure {
+    let message = error.to_string();
+    match error {
+        GuideError::Size { .. } | GuideError::Invalid { .. } => {
+            Failure::new(Code::InvalidArgument, reason::INVALID_FIELD, message)
+        }
+        GuideError::Tokenizer { .. } => {
+            Failure::new(Code::FailedPrecondition, reason::NO_GUIDED_OUTPUT, message)
+        }
+        GuideError::Stuck { .. } => Failure::new(Code::InvalidArgument, reason::NO_TOKEN_ALLOWED, message),
+    }
 }
 
 pub(super) fn of_generate(error: &GenerateError) -> Failure {
@@ -198,6 +214,10 @@ pub(super) fn of_generate(error: &GenerateError) -> Failure {
         GenerateError::SessionDeleted => Failure::new(Code::Aborted, reason::SESSION_NOT_FOUND, message),
         GenerateError::Unloaded => {
             Failure::new(Code::Unavailable, reason::DRAINING, message).retry_after(NETWORK_RETRY)
+        }
+        GenerateError::Guide(error) => of_guide(error),
+        GenerateError::Sampling(error) if matches!(**error, SamplingError::NoCandidate) => {
+            Failure::new(Code::InvalidArgument, reason::NO_TOKEN_ALLOWED, message)
         }
         // The request was checked before it was taken: what the model refuses now is a fault here.
         GenerateError::Model(_) | GenerateError::Sampling(_) | GenerateError::Text(_) => {

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use roundhouse_proto::executor::{GenerateRequest, ResponseOptions, SamplingOptions, generate_request};
+use roundhouse_guided::TokenGuide;
+use roundhouse_proto::executor::{GenerateRequest, generate_request};
 use roundhouse_rpc::{Failure, reason};
-use roundhouse_sampling::{MAX_TOP_LOGPROBS, Sampler, SamplingParams};
-use roundhouse_text::{ChatMessage, Detokenizer, RenderOptions, StopMatcher, continue_conversation};
+use roundhouse_text::{ChatMessage, Detokenizer, RenderOptions, continue_conversation};
 use tokio::sync::mpsc;
 use tonic::Code;
 use uuid::Uuid;
 
 use super::caller::Caller;
+use super::options::{Options, speculative};
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
 use crate::prefix_cache::{BlockKey, SharedPrefix};
-use crate::scheduler::{Cancellation, Delta, GenerateError, Limits, PromptLogprobs, Request};
+use crate::scheduler::{Cancellation, Delta, Echo, GenerateError, PromptLogprobs, Request};
 use crate::session::{Lease, Session};
 
 /// Deltas on their way to a client: how far a generation runs ahead of a client that reads slowly.
@@ -28,13 +29,15 @@ const MAX_PRIORITY: i32 = 10;
 /// word's leading space.
 const DETOKENIZER_CONTEXT: usize = 8;
 
-/// A generation that has begun.
+/// Generations that have begun.
 pub(super) struct Started {
     pub(super) request_id: String,
-    pub(super) deltas: mpsc::Receiver<Result<Delta, GenerateError>>,
+    /// What each output of the request tells, in the order of their indices.
+    pub(super) outputs: Vec<mpsc::Receiver<Result<Delta, GenerateError>>>,
 }
 
 /// The tokens of a call's input, and how they go on from a history.
+#[derive(Clone)]
 struct Prompt {
     /// Tokens of the history that stay.
     keep: usize,
@@ -42,6 +45,30 @@ struct Prompt {
     new_tokens: Vec<u32>,
     /// The messages of this turn, where it came as messages.
     messages: Vec<ChatMessage>,
+}
+
+impl Prompt {
+    /// Takes only the last `tokens` new tokens.
+    fn truncate(&mut self, tokens: Option<u32>) -> Result<(), Failure> {
+        match tokens.map(|tokens| tokens as usize) {
+            None => Ok(()),
+            Some(0) => {
+                let message = "truncate_prompt_tokens is 0: expected at least 1";
+                Err(Failure::invalid_field("truncate_prompt_tokens", message))
+            }
+            Some(tokens) => {
+                self.new_tokens.drain(..self.new_tokens.len().saturating_sub(tokens));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A prompt as its client gets it back.
+fn echo(engine: &LoadedEngine, prompt: &Prompt, options: &Options) -> Result<Echo, Failure> {
+    let tokens = prompt.new_tokens.clone();
+    let text = engine.tokenizer().decode(&tokens, options.skip_special_tokens);
+    Ok(Echo { text: text.map_err(|error| failure::of_text(&error))?, tokens })
 }
 
 impl ExecutorService {
@@ -54,13 +81,13 @@ impl ExecutorService {
         session: Option<Arc<Session>>,
     ) -> Result<Started, Failure> {
         let engine = self.engine_of(message.engine.as_deref(), session.as_deref())?;
-        let sampling = sampling_params(message.sampling.as_ref());
-        let mut sampler = Sampler::new(sampling).map_err(|error| failure::of_sampling(&error))?;
-        let response = message.response.unwrap_or_default();
-        let logprobs = top_logprobs("response.logprobs", response.logprobs)?;
-        let prompt_logprobs = prompt_logprobs(&response, &engine)?;
-        let stopping = message.stopping.unwrap_or_default();
-        let stop_strings = StopMatcher::new(&stopping.stop).map_err(|error| failure::of_text(&error))?;
+        let mut options =
+            Options::read(&engine, message.sampling, message.stopping, message.response, message.guided)?;
+        options.speculative = speculative(&engine, message.speculative)?;
+        if options.outputs > 1 && session.is_some() {
+            let message = "n is more than 1: a session goes on with one output";
+            return Err(Failure::invalid_field("sampling.n", message));
+        }
         let request_id = request_id(message.request_id)?;
         let priority = priority(message.priority)?;
         let cancellation = Cancellation::default();
@@ -68,6 +95,7 @@ impl ExecutorService {
             .requests
             .claim(&caller.tenant, &request_id, cancellation.clone(), message.session_id)
             .ok_or_else(|| in_use(&request_id))?;
+        let claim = Arc::new(claim);
 
         let leased = session.as_ref().map(Session::lease).transpose();
         let mut lease = leased.map_err(|error| failure::of_session(&error))?;
@@ -81,71 +109,74 @@ impl ExecutorService {
         })?;
         // A session's templates print the same time wherever and whenever it goes on.
         let now = session.as_ref().map_or(engine.template_time(), |session| session.created());
-        let prompt = read_input(&engine, input, history, conversation, now)?;
+        let mut prompt = read_input(&engine, input, history, conversation, now)?;
+        prompt.truncate(message.truncate_prompt_tokens)?;
         let length = prompt.keep + prompt.new_tokens.len();
-        let max_tokens = stopping.max_tokens.map(|tokens| tokens as usize);
-        if max_tokens == Some(0) && prompt_logprobs.is_none() {
-            return Err(Failure::invalid_field(
-                "stopping.max_tokens",
-                "max_tokens is 0: expected at least 1 without prompt_logprobs",
-            ));
-        }
-        let prompt_logprobs = prompt_logprobs.map(|top| PromptLogprobs { first: prompt.keep, top });
         // The next token needs a place too, where there is one.
-        let needed = length + usize::from(max_tokens != Some(0));
-        let mut lease = match lease {
-            Some(lease) => lease,
-            None => self.ephemeral(&engine, length, max_tokens)?,
-        };
-        let state = lease
-            .state()
-            .ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
-        check_length(length, needed, state.cache.capacity())?;
-        let most_cached = most_cached(&prompt, prompt_logprobs.is_some());
-        state.begin_turn(prompt.keep, prompt.new_tokens, prompt.messages, most_cached);
-        state.shared = None;
-        if !message.bypass_prefix_cache.unwrap_or(false) {
-            let limit = prompt_logprobs.is_some().then_some(most_cached);
-            let shared = self.shared_prefix(&engine, &caller, message.cache_salt.as_deref(), limit);
-            shared.prefetch(&state.tokens);
-            state.shared = Some(shared);
+        let needed = length + usize::from(options.max_tokens != Some(0));
+        let mut leases = Vec::with_capacity(options.outputs as usize);
+        leases.extend(lease);
+        while leases.len() < options.outputs as usize {
+            leases.push(self.ephemeral(&engine, length, options.max_tokens)?);
         }
-        sampler.push_prompt(&state.tokens);
-        let mut detokenizer = Detokenizer::new(response.skip_special_tokens.unwrap_or(true));
-        for &token in &state.tokens[length.saturating_sub(DETOKENIZER_CONTEXT)..] {
-            detokenizer.push(engine.tokenizer(), token).map_err(|error| failure::of_text(&error))?;
+        let mut outputs = Vec::with_capacity(leases.len());
+        for (index, mut lease) in (0..).zip(leases) {
+            let state = lease
+                .state()
+                .ok_or_else(|| Failure::new(Code::Internal, reason::INTERNAL, "the lease is empty"))?;
+            check_length(length, needed, state.cache.capacity())?;
+            // The prompt is echoed and scored once.
+            let is_first = index == 0;
+            let scored = options.prompt_logprobs.filter(|_| is_first);
+            let echo = (options.echo && is_first).then(|| echo(&engine, &prompt, &options)).transpose()?;
+            let prompt_logprobs = scored.map(|top| PromptLogprobs { first: prompt.keep, top });
+            let most_cached = most_cached(&prompt, scored.is_some());
+            let Prompt { keep, new_tokens, messages } = prompt.clone();
+            state.begin_turn(keep, new_tokens, messages, most_cached);
+            state.shared = None;
+            if !message.bypass_prefix_cache.unwrap_or(false) {
+                let limit = scored.is_some().then_some(most_cached);
+                let shared = self.shared_prefix(&engine, &caller, message.cache_salt.as_deref(), limit);
+                shared.prefetch(&state.tokens);
+                state.shared = Some(shared);
+            }
+            let mut sampler = options.sampler(index)?;
+            sampler.push_prompt(&state.tokens);
+            let mut detokenizer = Detokenizer::new(options.skip_special_tokens);
+            for &token in &state.tokens[length.saturating_sub(DETOKENIZER_CONTEXT)..] {
+                detokenizer.push(engine.tokenizer(), token).map_err(|error| failure::of_text(&error))?;
+            }
+            let guide = options.guide.as_mut().map(TokenGuide::fork).transpose();
+            let (sender, deltas) = mpsc::channel(DELTA_BUFFER);
+            if echo.is_some() {
+                // The channel is empty.
+                drop(sender.try_send(Ok(Delta { echo, ..Delta::default() })));
+            }
+            let request = Request {
+                id: request_id.clone(),
+                tenant: caller.tenant.clone(),
+                priority,
+                // A prompt that is only scored has no answer that would join the conversation.
+                is_chat: !state.messages.is_empty() && options.max_tokens != Some(0),
+                lease,
+                sampler,
+                logprobs: options.logprobs,
+                prompt_logprobs,
+                detokenizer,
+                stop_strings: options.stop_strings.clone(),
+                guide: guide.map_err(|error| failure::of_guide(&error))?,
+                speculative: options.speculative,
+                limits: options.limits.clone(),
+                deadline: caller.deadline,
+                cancellation: cancellation.clone(),
+                guard: Box::new(Arc::clone(&claim)),
+                deltas: sender,
+            };
+            // Where one is refused, those before it end, for nobody has their streams.
+            engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
+            outputs.push(deltas);
         }
-
-        let (sender, deltas) = mpsc::channel(DELTA_BUFFER);
-        let mut stop_tokens = stopping.stop_token_ids;
-        if !stopping.ignore_eos.unwrap_or(false) {
-            stop_tokens.extend(&engine.manifest().info.eos_token_ids);
-        }
-        // A prompt that is only scored has no answer that would join the conversation.
-        let is_chat = !state.messages.is_empty() && max_tokens != Some(0);
-        let request = Request {
-            id: request_id.clone(),
-            tenant: caller.tenant,
-            priority,
-            is_chat,
-            lease,
-            sampler,
-            logprobs,
-            prompt_logprobs,
-            detokenizer,
-            stop_strings,
-            limits: Limits {
-                max_tokens: max_tokens.unwrap_or(usize::MAX),
-                min_tokens: stopping.min_tokens.unwrap_or(0) as usize,
-                stop_tokens,
-            },
-            deadline: caller.deadline,
-            cancellation,
-            guard: Box::new(claim),
-            deltas: sender,
-        };
-        engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
-        Ok(Started { request_id, deltas })
+        Ok(Started { request_id, outputs })
     }
 
     /// What a generation of a caller shares, and with whom.
@@ -277,39 +308,4 @@ fn priority(given: Option<i32>) -> Result<i32, Failure> {
 fn in_use(id: &str) -> Failure {
     let message = format!("another request {id:?} is running");
     Failure::new(Code::AlreadyExists, reason::REQUEST_ID_IN_USE, message).at_field("request_id")
-}
-
-fn top_logprobs(field: &str, count: Option<u32>) -> Result<Option<usize>, Failure> {
-    match count {
-        Some(count) if count as usize > MAX_TOP_LOGPROBS => {
-            let name = field.rsplit('.').next().unwrap_or(field);
-            let message = format!("{name} is {count}: expected at most {MAX_TOP_LOGPROBS}");
-            Err(Failure::invalid_field(field, message))
-        }
-        count => Ok(count.map(|count| count as usize)),
-    }
-}
-
-fn prompt_logprobs(options: &ResponseOptions, engine: &LoadedEngine) -> Result<Option<usize>, Failure> {
-    const FIELD: &str = "response.prompt_logprobs";
-    let count = top_logprobs(FIELD, options.prompt_logprobs)?;
-    if count.is_some() && !engine.manifest().options.all_logits {
-        let message = "prompt_logprobs needs an engine compiled with all_logits, which this one is not";
-        return Err(Failure::invalid_field(FIELD, message));
-    }
-    Ok(count)
-}
-
-fn sampling_params(options: Option<&SamplingOptions>) -> SamplingParams {
-    let options = options.copied().unwrap_or_default();
-    SamplingParams {
-        temperature: options.temperature,
-        top_k: options.top_k,
-        top_p: options.top_p,
-        min_p: options.min_p,
-        repetition_penalty: options.repetition_penalty,
-        presence_penalty: options.presence_penalty,
-        frequency_penalty: options.frequency_penalty,
-        seed: options.seed,
-    }
 }

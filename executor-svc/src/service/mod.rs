@@ -6,6 +6,7 @@ mod engines;
 mod executor;
 mod failure;
 mod generate;
+mod options;
 mod requests;
 mod sessions;
 mod until;

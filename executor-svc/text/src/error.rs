@@ -31,6 +31,12 @@ pub enum TextError {
         /// The token after which the earlier text was another.
         token: u32,
     },
+    /// Single tokens of the tokenizer do not stand for bytes.
+    #[error("the tokenizer's tokens do not stand for bytes one by one: {reason}")]
+    NoTokenBytes {
+        /// Why not.
+        reason: String,
+    },
     /// The checkpoint has no chat template.
     #[error("the model has no chat template: send a prompt or token IDs instead of messages")]
     NoChatTemplate,

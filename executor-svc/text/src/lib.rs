@@ -15,6 +15,7 @@ mod error;
 mod stop;
 mod tokenizer;
 mod tokenizer_config;
+mod vocabulary;
 
 pub use chat_template::{ChatMessage, ChatTemplate, MAX_TEMPLATE_BYTES, RenderOptions};
 pub use conversation::{Continuation, continue_conversation};
@@ -23,3 +24,4 @@ pub use error::TextError;
 pub use stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, StopMatcher};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_config::TokenizerConfig;
+pub use vocabulary::TokenBytes;

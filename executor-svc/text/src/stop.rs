@@ -16,6 +16,8 @@ pub const MAX_STOP_STRING_BYTES: usize = 256;
 pub struct StopMatcher {
     patterns: Vec<Pattern>,
     held: String,
+    /// Whether the stop string is part of the text.
+    included: bool,
 }
 
 /// One stop string, searched as by Knuth, Morris and Pratt.
@@ -38,7 +40,13 @@ impl StopMatcher {
             return Err(TextError::TooManyStopStrings { found: strings.len(), limit: MAX_STOP_STRINGS });
         }
         let patterns = strings.iter().enumerate().map(|(index, string)| Pattern::new(index, string.as_ref()));
-        Ok(Self { patterns: patterns.collect::<Result<_, _>>()?, held: String::new() })
+        Ok(Self { patterns: patterns.collect::<Result<_, _>>()?, held: String::new(), included: false })
+    }
+
+    /// The same, but the text ends after the stop string instead of before it. Nothing is held back then.
+    #[must_use]
+    pub fn including_stop(self, included: bool) -> Self {
+        Self { included, ..self }
     }
 
     /// Takes new text. Returns the text that may be shown, and whether a stop string ends the stream there.
@@ -53,9 +61,12 @@ impl StopMatcher {
         for (index, &byte) in self.held.as_bytes().iter().enumerate().skip(searched) {
             let longest_match = self.patterns.iter_mut().filter_map(|pattern| pattern.advance(byte)).max();
             if let Some(length) = longest_match {
-                self.held.truncate(index + 1 - length);
+                self.held.truncate(if self.included { index + 1 } else { index + 1 - length });
                 return (self.finish(), true);
             }
+        }
+        if self.included {
+            return (std::mem::take(&mut self.held), false);
         }
         // A stop string is valid UTF-8, so what could be its beginning begins at a character's first byte.
         let open = self.patterns.iter().map(|pattern| pattern.matched).max().unwrap_or(0);
@@ -180,6 +191,15 @@ mod tests {
         assert_eq!(matcher.push("ual. E", true), ("\nUsual. ".to_owned(), false));
         assert_eq!(matcher.push("N", true), (String::new(), false));
         assert_eq!(matcher.push("D of", true), (String::new(), true));
+    }
+
+    #[test]
+    fn an_included_stop_string_is_the_end_of_the_text_and_holds_nothing_back() {
+        let mut matcher = StopMatcher::new(&["</a>", "a>"]).unwrap().including_stop(true);
+        assert_eq!(matcher.push("x <", true), ("x <".to_owned(), false));
+        assert_eq!(matcher.push("/", true), ("/".to_owned(), false));
+        assert_eq!(matcher.push("a> y", true), ("a>".to_owned(), true));
+        assert_eq!(matcher.finish(), "");
     }
 
     #[test]

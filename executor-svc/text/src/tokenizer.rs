@@ -116,6 +116,16 @@ impl Tokenizer {
         self.inner.id_to_token(token)
     }
 
+    /// One more than the largest token.
+    pub(crate) fn token_count(&self) -> u32 {
+        let largest = self.inner.get_vocab(true).into_values().max();
+        largest.map_or(0, |token| token.saturating_add(1))
+    }
+
+    pub(crate) fn decoder(&self) -> Option<&DecoderWrapper> {
+        self.inner.get_decoder()
+    }
+
     pub(crate) fn decoding(&self) -> Decoding {
         self.decoding
     }
@@ -168,6 +178,12 @@ pub(crate) fn byte_level_bytes(token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
+/// The byte that a token such as `<0xE2>` stands for, as `tokenizers`' ByteFallback decoder sees it.
+pub(crate) fn byte_fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
 /// The byte that a character stands for in the alphabet of byte-level BPE (GPT-2's `bytes_to_unicode`): printable
 /// bytes of Latin-1 stand for themselves, the others, in ascending order, are U+0100 and on.
 fn byte_level_byte(character: char) -> Option<u8> {
@@ -197,5 +213,14 @@ mod tests {
         );
         assert_eq!(byte_level_byte('Ġ'), Some(b' '));
         assert_eq!(byte_level_byte('Ċ'), Some(b'\n'));
+    }
+
+    #[test]
+    fn byte_tokens_are_those_of_the_byte_fallback_decoder() {
+        assert_eq!(byte_fallback_byte("<0xE2>"), Some(0xE2));
+        assert_eq!(byte_fallback_byte("<0x0a>"), Some(0x0A));
+        for token in ["<0xE>", "<0xG0>", "0xE2", "<0xE2>>", "<unk>", "<0x€"] {
+            assert_eq!(byte_fallback_byte(token), None, "{token}");
+        }
     }
 }

@@ -178,6 +178,14 @@ impl LoadedEngine {
         self.executor.stream(self.named(request)).await
     }
 
+    /// Generates all outputs of a request to their ends, whichever engine it names.
+    ///
+    /// # Errors
+    /// The status of the call or of the stream.
+    pub async fn generate_all(&self, request: GenerateRequest) -> Result<Vec<Generated>, Status> {
+        Generated::read_all(&mut self.stream(request).await?).await
+    }
+
     /// The text of tokens.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! A generation, read to its end.
 
-use roundhouse_proto::executor::{FinishReason, GenerateResponse, Timings, TokenLogprobs, Usage};
+use std::collections::BTreeMap;
+
+use roundhouse_proto::executor::{Echo, FinishReason, GenerateResponse, Timings, TokenLogprobs, Usage};
 use tonic::{Status, Streaming};
 
 /// A generation, read to its end.
@@ -8,6 +10,10 @@ use tonic::{Status, Streaming};
 pub struct Generated {
     /// Its name, the same in every message.
     pub request_id: String,
+    /// Which of its request's outputs it is.
+    pub index: u32,
+    /// The prompt, where asked for.
+    pub echo: Option<Echo>,
     /// The text of each message.
     pub deltas: Vec<String>,
     /// The tokens of all messages.
@@ -46,6 +52,24 @@ impl Generated {
         while let Some(message) = stream.message().await? {
             messages.push(message);
         }
+        Self::of(messages)
+    }
+
+    /// Reads the stream of a request with several outputs to its end: each of them, in the order of their indices. Each is
+    /// checked as by [`Generated::read`].
+    ///
+    /// # Errors
+    /// As [`Generated::read`].
+    pub async fn read_all(stream: &mut Streaming<GenerateResponse>) -> Result<Vec<Self>, Status> {
+        let mut outputs: BTreeMap<u32, Vec<GenerateResponse>> = BTreeMap::new();
+        while let Some(message) = stream.message().await? {
+            outputs.entry(message.index).or_default().push(message);
+        }
+        outputs.into_values().map(Self::of).collect()
+    }
+
+    /// The output that these messages are of.
+    fn of(messages: Vec<GenerateResponse>) -> Result<Self, Status> {
         let broken = |what: &str| Status::internal(format!("the stream breaks a promise: {what}"));
         let last = messages.last().ok_or_else(|| broken("it has no message"))?;
         let (Some(usage), Some(timings)) = (last.usage, last.timings) else {
@@ -62,6 +86,13 @@ impl Generated {
         if messages.iter().any(|message| message.request_id != request_id) {
             return Err(broken("its messages have several request IDs"));
         }
+        let index = last.index;
+        if messages.iter().any(|message| message.index != index) {
+            return Err(broken("its messages are of several outputs"));
+        }
+        if messages.iter().skip(1).any(|message| message.echo.is_some()) {
+            return Err(broken("the prompt comes after the first message"));
+        }
         let output = messages.iter().position(|message| !message.token_ids.is_empty());
         let after_output = output.map(|first| &messages[first + 1..]).unwrap_or_default();
         if after_output.iter().any(|message| !message.prompt_logprobs.is_empty()) {
@@ -73,6 +104,8 @@ impl Generated {
         }
         Ok(Self {
             request_id,
+            index,
+            echo: messages.first().and_then(|message| message.echo.clone()),
             deltas: messages.iter().map(|message| message.text.clone()).collect(),
             token_ids,
             prompt_logprobs: messages.iter().map(|message| message.prompt_logprobs.clone()).collect(),

@@ -11,6 +11,7 @@ mod errors;
 mod gated;
 mod gemma3_tokens;
 mod greedy_tokens;
+mod guided_output;
 mod memory_pressure;
 mod prefix_cache;
 mod prompt_logprobs;
@@ -18,7 +19,9 @@ mod queueing;
 mod sampling;
 mod session_history;
 mod sessions;
+mod several_outputs;
 mod sliding_windows;
+mod speculative;
 mod stored_sessions;
 mod streaming_text;
 #[cfg(feature = "tensorrt")]

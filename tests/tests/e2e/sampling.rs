@@ -63,9 +63,10 @@ async fn parameters_that_leave_one_token_are_greedy() {
         SamplingOptions { top_k: Some(1), ..warm(Some(3)) },
         SamplingOptions { top_p: Some(1e-6), ..warm(Some(3)) },
         SamplingOptions { min_p: Some(1.0), ..warm(Some(3)) },
+        SamplingOptions { typical_p: Some(1e-6), top_k: Some(1), ..warm(Some(3)) },
         SamplingOptions { temperature: Some(1e-4), ..warm(Some(3)) },
     ] {
-        assert_eq!(sample(&engine, sampling).await, greedy, "{sampling:?}");
+        assert_eq!(sample(&engine, sampling.clone()).await, greedy, "{sampling:?}");
     }
 }
 
@@ -114,6 +115,17 @@ async fn a_parameter_that_cannot_be_is_named() {
         ("top_p", SamplingOptions { top_p: Some(1.5), ..unset() }),
         ("min_p", SamplingOptions { min_p: Some(-0.1), ..unset() }),
         ("min_p", SamplingOptions { min_p: Some(2.0), ..unset() }),
+        ("typical_p", SamplingOptions { typical_p: Some(0.0), ..unset() }),
+        ("no_repeat_ngram_size", SamplingOptions { no_repeat_ngram_size: Some(257), ..unset() }),
+        ("logit_bias", SamplingOptions { logit_bias: [(1, 100.5)].into(), ..unset() }),
+        ("logit_bias", SamplingOptions { logit_bias: [(1, f32::NAN)].into(), ..unset() }),
+        ("logit_bias", SamplingOptions { logit_bias: [(49_152, 1.0)].into(), ..unset() }),
+        ("logit_bias", SamplingOptions { logit_bias: (0..1025).map(|t| (t, 1.0)).collect(), ..unset() }),
+        ("bad_words", SamplingOptions { bad_words: vec![String::new()], ..unset() }),
+        ("bad_words", SamplingOptions { bad_words: vec!["x".repeat(257)], ..unset() }),
+        ("bad_words", SamplingOptions { bad_words: vec!["x".to_owned(); 129], ..unset() }),
+        ("n", SamplingOptions { n: Some(0), ..unset() }),
+        ("n", SamplingOptions { n: Some(17), ..unset() }),
         ("repetition_penalty", SamplingOptions { repetition_penalty: Some(0.0), ..unset() }),
         ("presence_penalty", SamplingOptions { presence_penalty: Some(3.0), ..unset() }),
         ("frequency_penalty", SamplingOptions { frequency_penalty: Some(f32::NAN), ..unset() }),
@@ -127,4 +139,47 @@ async fn a_parameter_that_cannot_be_is_named() {
         assert_eq!(field(&status), format!("sampling.{name}"), "{status}");
         assert!(status.message().contains(name), "{status}");
     }
+}
+
+#[tokio::test]
+async fn a_bias_forces_a_token_and_bans_another() {
+    let engine = engine().await;
+    let banned = story().output_token_ids[0];
+    let biased = SamplingOptions { logit_bias: [(7, 100.0)].into(), ..SamplingOptions::default() };
+    assert_eq!(sample(&engine, biased).await, [7; STEPS as usize]);
+    let without = SamplingOptions { logit_bias: [(banned, -100.0)].into(), ..warm(Some(1)) };
+    assert!(!sample(&engine, without).await.contains(&banned));
+}
+
+#[tokio::test]
+async fn bad_words_are_not_written() {
+    let engine = engine().await;
+    let text = |tokens: Vec<u32>| {
+        let engine = &engine;
+        async move { engine.detokenize(&tokens, true).await.unwrap() }
+    };
+    let greedy = text(sample(&engine, SamplingOptions::default()).await).await;
+    // Words of one token and of several, at their beginning and within.
+    for word in ["wise", "kind woman", "Elara"] {
+        assert!(greedy.contains(word), "{greedy:?}");
+        let sampling = SamplingOptions { bad_words: vec![word.to_owned()], ..SamplingOptions::default() };
+        let without = text(sample(&engine, sampling).await).await;
+        assert!(!without.contains(word), "{word}: {without:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_ngram_does_not_come_again() {
+    let engine = engine().await;
+    let loops = GenerateRequest {
+        sampling: Some(SamplingOptions { no_repeat_ngram_size: Some(3), ..SamplingOptions::default() }),
+        ..roundhouse_tests::harness::prompt("one two three one two three one two three one two", 64)
+    };
+    let repeated = |tokens: &[u32]| {
+        let mut seen = HashSet::new();
+        tokens.windows(3).any(|ngram| !seen.insert(ngram.to_vec()))
+    };
+    let free = GenerateRequest { sampling: None, ..loops.clone() };
+    assert!(repeated(&engine.generate(free).await.unwrap().token_ids), "the prompt makes no loop any more");
+    assert!(!repeated(&engine.generate(loops).await.unwrap().token_ids));
 }

@@ -195,3 +195,73 @@ async fn a_request_has_the_name_that_it_was_given_or_one_of_the_server() {
     let second = engine.generate(tokens(&[1], 2)).await.unwrap().request_id;
     assert!(!first.is_empty() && first != second);
 }
+
+#[tokio::test]
+async fn what_ended_the_output_is_part_of_the_text_where_asked_for() {
+    let engine = engine().await;
+    let golden = golden_prompt("plain_story");
+    let text = &golden.output_text;
+    let stop = "nd kind wo";
+    let limits = StoppingOptions {
+        max_tokens: Some(64),
+        stop: vec![stop.to_owned()],
+        include_stop_in_output: Some(true),
+        ..StoppingOptions::default()
+    };
+    let request = stopping(tokens(&golden.prompt_token_ids, 1), limits);
+    let generated = engine.generate(request).await.unwrap();
+    assert_eq!(generated.finish_reason, FinishReason::StopString);
+    assert_eq!(generated.text(), text[..text.find(stop).unwrap() + stop.len()]);
+
+    let last = golden.output_token_ids[4];
+    let limits = |include| StoppingOptions {
+        max_tokens: Some(64),
+        stop_token_ids: vec![last],
+        include_stop_in_output: Some(include),
+        ..StoppingOptions::default()
+    };
+    let first = golden.output_token_ids.iter().position(|&token| token == last).unwrap();
+    for (include, shown) in [(false, first), (true, first + 1)] {
+        let request = stopping(tokens(&golden.prompt_token_ids, 1), limits(include));
+        let generated = engine.generate(request).await.unwrap();
+        assert_eq!(generated.finish_reason, FinishReason::StopToken);
+        assert_eq!(generated.token_ids, golden.output_token_ids[..=first]);
+        let expected = engine.detokenize(&golden.output_token_ids[..shown], true).await.unwrap();
+        assert_eq!(generated.text(), expected, "{include}");
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_comes_back_before_its_output_where_asked_for() {
+    let engine = engine().await;
+    let response = ResponseOptions { echo: Some(true), ..ResponseOptions::default() };
+    let request = GenerateRequest { response: Some(response), ..prompt("Once upon a time", 4) };
+    let echoed = engine.generate(request.clone()).await.unwrap();
+    let echo = echoed.echo.unwrap();
+    assert_eq!(echo.text, "Once upon a time");
+    assert_eq!(engine.detokenize(&echo.token_ids, false).await.unwrap(), "Once upon a time");
+    let without = engine.generate(GenerateRequest { response: None, ..request }).await.unwrap();
+    assert_eq!((without.echo, &without.token_ids), (None, &echoed.token_ids));
+    assert_eq!(without.usage.prompt_tokens as usize, echo.token_ids.len());
+}
+
+#[tokio::test]
+async fn a_truncated_prompt_is_as_if_only_its_end_had_been_sent() {
+    let engine = engine().await;
+    let golden = golden_prompt("plain_story");
+    let tokens_of_prompt = &golden.prompt_token_ids;
+    let kept = &tokens_of_prompt[tokens_of_prompt.len() - 3..];
+    let expected = engine.generate(tokens(kept, 8)).await.unwrap();
+    for (limit, expected) in [(3, &expected.token_ids[..]), (100_000, &golden.output_token_ids[..8])] {
+        let request = GenerateRequest { truncate_prompt_tokens: Some(limit), ..tokens(tokens_of_prompt, 8) };
+        let generated = engine.generate(request).await.unwrap();
+        assert_eq!(generated.token_ids, expected);
+        assert_eq!(generated.usage.prompt_tokens, limit.min(tokens_of_prompt.len() as u32));
+    }
+    // One that would not fit, but for this.
+    let request = GenerateRequest { truncate_prompt_tokens: Some(2), ..tokens(&[1; 3000], 1) };
+    assert_eq!(engine.generate(request).await.unwrap().usage.prompt_tokens, 2);
+    let request = GenerateRequest { truncate_prompt_tokens: Some(0), ..tokens(&[1], 1) };
+    let status = engine.generate(request).await.unwrap_err();
+    assert_eq!(roundhouse_tests::harness::field(&status), "truncate_prompt_tokens");
+}

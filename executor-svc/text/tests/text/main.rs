@@ -7,3 +7,4 @@ mod common;
 mod conversation;
 mod detokenize;
 mod tokenizer;
+mod vocabulary;
