@@ -49,6 +49,10 @@ impl Histogram {
         for (bucket, count) in self.counts.iter().enumerate() {
             seen += count;
             if seen >= rank {
+                // The last bucket has no upper bound.
+                if bucket == BUCKETS - 1 {
+                    return self.max;
+                }
                 let upper = Duration::from_secs_f64(RATIO.powi(bucket as i32 + 1) / 1e6);
                 return upper.min(self.max);
             }
