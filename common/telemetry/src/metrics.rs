@@ -188,8 +188,8 @@ mod tests {
         for line in [
             "roundhouse_generation_tokens_total{model=\"m\"} 7",
             "roundhouse_inter_token_latency_seconds_count{model=\"m\"} 1",
-            "roundhouse_inter_token_latency_seconds_bucket{le=\"0.025\",model=\"m\"} 0",
-            "roundhouse_inter_token_latency_seconds_bucket{le=\"0.05\",model=\"m\"} 1",
+            "roundhouse_inter_token_latency_seconds_bucket{model=\"m\",le=\"0.025\"} 0",
+            "roundhouse_inter_token_latency_seconds_bucket{model=\"m\",le=\"0.05\"} 1",
             "roundhouse_num_requests_waiting{model=\"m\"} 3.0",
             "# TYPE roundhouse_num_requests_waiting gauge",
         ] {

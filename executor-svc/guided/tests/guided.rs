@@ -1,6 +1,6 @@
 //! What a guide allows is what its grammar does, token by token.
 
-#![expect(clippy::unwrap_used, reason = "a panic in a test's helper is a failed test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic in a test's helper is a failed test")]
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
