@@ -1,6 +1,7 @@
 //! An executor service and its client.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use roundhouse_executor::backends::Backends;
@@ -16,6 +17,9 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::{Generated, Node, eventually};
+
+/// How long a test's generation waits for its first step, unless the test says so.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// An executor service and its client.
 #[derive(Debug)]
@@ -143,6 +147,8 @@ pub(super) async fn start_node(
     change: impl FnOnce(&mut ExecutorConfig),
 ) -> Result<(Node, Channel)> {
     let mut config = ExecutorConfig::new(store.display().to_string(), folder.join("executor"));
+    // What queues behind whole sequences that are computed anew for each token waits for minutes on two cores.
+    config.queue_timeout = QUEUE_TIMEOUT;
     change(&mut config);
     let service = ExecutorService::open_with(config, backends).await?;
     let routes = service.routes(Routes::default());
