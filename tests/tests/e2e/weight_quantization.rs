@@ -1,6 +1,7 @@
 //! Weights of few bits: those of a checkpoint are kept and compute what they decode to, those that the compiler makes are
 //! near the checkpoint's and say how near, and what cannot be is refused by name.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use futures::future::join_all;
@@ -178,9 +179,10 @@ async fn weights_that_the_compiler_makes_are_near_the_checkpoints_in_every_liste
         let listed: Vec<_> = built.flat_map(|support| &support.precisions).collect();
         let goldens = golden::tiny_models_of(&family.architecture).unwrap();
         assert!(!goldens.is_empty(), "{} is listed, and has no tiny checkpoint", family.architecture);
-        for golden in goldens {
-            let name = &golden.name;
-            let exact = request(&tiny(name), quantization(WeightFormat::None, None));
+        let checkpoints: BTreeSet<_> = goldens.into_iter().map(|golden| golden.checkpoint).collect();
+        for checkpoint in checkpoints {
+            let name = checkpoint.display();
+            let exact = request(&checkpoint, quantization(WeightFormat::None, None));
             let exact = shared.compiler.compile(exact).await.unwrap();
             let exact = logits(&*load(&shared, &exact).await, &prompt());
             for (format, symmetric, lost, logit_error) in [
@@ -202,9 +204,9 @@ async fn weights_that_the_compiler_makes_are_near_the_checkpoints_in_every_liste
                     }
                     let options = CompileOptions {
                         precision: Some(precision_message(precision).into()),
-                        ..request(&tiny(name), Some(asked)).options.unwrap()
+                        ..request(&checkpoint, Some(asked)).options.unwrap()
                     };
-                    let made = shared.compiler.compile(compile_request(&tiny(name), options)).await.unwrap();
+                    let made = shared.compiler.compile(compile_request(&checkpoint, options)).await.unwrap();
                     assert_eq!(built_with(&made), asked, "{name}");
                     let ppm = count(&made, "weight_only_quantization", "relative_error_ppm");
                     assert!(lost.contains(&ppm), "{name} {format:?}: {ppm}");
