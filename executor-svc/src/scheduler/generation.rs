@@ -201,8 +201,11 @@ impl Generation {
     pub(super) fn begin_step(&mut self, now: Instant) {
         if self.started.is_none() {
             self.started = Some(now);
-            // Others can have had the cache's memory while it waited.
-            self.cached_tokens = self.state().map_or(0, |state| state.cache.len());
+            if let Some(state) = self.request.lease.state() {
+                state.confirm_turn();
+                // Others can have had the cache's memory while it waited.
+                self.cached_tokens = state.cache.len();
+            }
         }
         self.measured.begin_step(now);
     }
@@ -225,6 +228,9 @@ impl Generation {
             return self.finish(Delta { text, ..Delta::default() }, FinishReason::Cancelled);
         }
         if self.makes_no_tokens() && self.pending() == 0 {
+            if let Some(state) = self.request.lease.state() {
+                state.confirm_turn();
+            }
             return self.finish(Delta::default(), FinishReason::MaxTokens);
         }
         match self.stalled {

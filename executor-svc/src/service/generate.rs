@@ -133,7 +133,6 @@ impl ExecutorService {
             let most_cached = most_cached(&prompt, scored.is_some());
             let Prompt { keep, new_tokens, messages } = prompt.clone();
             state.begin_turn(keep, new_tokens, messages, most_cached);
-            state.shared = None;
             if !message.bypass_prefix_cache.unwrap_or(false) {
                 let limit = scored.is_some().then_some(most_cached);
                 let shared = self.shared_prefix(&engine, &caller, message.cache_salt.as_deref(), limit);

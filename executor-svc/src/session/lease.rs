@@ -24,6 +24,20 @@ pub struct SessionState {
     pub pinned: Option<PinnedPrefix>,
     /// Whether its history is another than the stored one.
     pub is_changed: bool,
+    /// What the turn that has not had a step yet replaced.
+    replaced: Option<Replaced>,
+}
+
+/// What a turn's prompt takes the place of.
+struct Replaced {
+    /// Tokens of the history that stay.
+    keep: usize,
+    /// Those that went.
+    tokens: Vec<u32>,
+    messages: Vec<ChatMessage>,
+    turns: Vec<TurnEnd>,
+    shared: Option<SharedPrefix>,
+    is_changed: bool,
 }
 
 impl SessionState {
@@ -38,11 +52,12 @@ impl SessionState {
             shared: None,
             pinned: None,
             is_changed: false,
+            replaced: None,
         }
     }
 
     /// Puts a turn's prompt after the first `keep` tokens of the history. `messages` are those of the whole conversation;
-    /// the cache keeps `cached` tokens at most.
+    /// the cache keeps `cached` tokens at most. Until [`SessionState::confirm_turn`] the session can have its history back.
     pub fn begin_turn(
         &mut self,
         keep: usize,
@@ -50,12 +65,36 @@ impl SessionState {
         messages: Vec<ChatMessage>,
         cached: usize,
     ) {
-        self.tokens.truncate(keep);
+        let keep = keep.min(self.tokens.len());
+        let tokens = self.tokens.split_off(keep);
+        let kept = self.turns.iter().copied().filter(|turn| turn.tokens <= keep).collect();
+        self.replaced = Some(Replaced {
+            keep,
+            tokens,
+            messages: std::mem::replace(&mut self.messages, messages),
+            turns: std::mem::replace(&mut self.turns, kept),
+            shared: self.shared.take(),
+            is_changed: std::mem::replace(&mut self.is_changed, true),
+        });
         self.tokens.extend(new_tokens);
-        self.messages = messages;
-        self.turns.retain(|turn| turn.tokens <= keep);
         self.cache.truncate(cached);
-        self.is_changed = true;
+    }
+
+    /// Makes the turn part of the history for good.
+    pub fn confirm_turn(&mut self) {
+        self.replaced = None;
+    }
+
+    /// Takes back a turn that was not confirmed.
+    pub(super) fn revert_turn(&mut self) {
+        let Some(replaced) = self.replaced.take() else { return };
+        self.cache.truncate(replaced.keep);
+        self.tokens.truncate(replaced.keep);
+        self.tokens.extend(replaced.tokens);
+        self.messages = replaced.messages;
+        self.turns = replaced.turns;
+        self.shared = replaced.shared;
+        self.is_changed = replaced.is_changed;
     }
 
     /// Notes where a turn ended.

@@ -154,6 +154,7 @@ impl Session {
     }
 
     pub(super) fn give_back(self: &Arc<Self>, mut state: SessionState) {
+        state.revert_turn();
         let mut slot = self.slot.lock();
         slot.last_used = Instant::now();
         slot.num_tokens = state.tokens.len();

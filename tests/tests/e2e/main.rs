@@ -16,6 +16,7 @@ mod memory_pressure;
 mod prefix_cache;
 mod prompt_logprobs;
 mod queueing;
+mod refused_turns;
 mod sampling;
 mod session_history;
 mod sessions;

@@ -15,6 +15,8 @@ use roundhouse_tests::harness::{
 };
 use tonic::{Code, Request, Status};
 
+use crate::gated::gated;
+
 /// An executor of its own that stores its sessions in `folder`. It has no engine yet.
 async fn executor(folder: &Path) -> Executor {
     let place = folder.display().to_string();
@@ -83,15 +85,19 @@ async fn a_conversation_goes_on_in_another_executor_with_its_messages() {
 #[tokio::test]
 async fn of_two_turns_at_once_in_two_executors_one_is_aborted() {
     let folder = tempfile::tempdir().unwrap();
-    let (first, second) = (executor(folder.path()).await, executor(folder.path()).await);
-    let session = create(&first, &tiny_key().await).await;
+    let place = folder.path().display().to_string();
+    let (first, engine, gate) = gated(4, |config| config.session_store = Some(place)).await;
+    let second = executor(folder.path()).await;
+    let session = create(&first, &engine.key).await;
     get(&second, &session.id).await.unwrap();
     // Both have begun before either ends.
-    let long = in_session(&session, tokens(&some_tokens(0, 20), 200));
-    let mut slow = first.stream(long).await.unwrap();
-    let begun = slow.message().await.unwrap().unwrap();
+    gate.close();
+    let mut slow = first.stream(in_session(&session, tokens(&some_tokens(0, 20), 50))).await.unwrap();
+    gate.step_waits().await;
+    second.load(&engine.key).await.unwrap();
     let fast = second.generate(in_session(&session, tokens(&some_tokens(100, 20), 2))).await.unwrap();
-    let status = Generated::read_after(vec![begun], &mut slow).await.unwrap_err();
+    gate.open();
+    let status = Generated::read(&mut slow).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Aborted, reasons::SESSION_CONFLICT));
     assert!(status.message().contains(&session.id), "{status}");
     // Both go on from the turn that won.
