@@ -2,6 +2,7 @@
 //! file.
 #![expect(clippy::unwrap_used, reason = "a panic in a test is a failed test")]
 
+mod batch_invariance;
 mod batching;
 mod cancellation;
 mod discovery;

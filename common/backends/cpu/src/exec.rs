@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use roundhouse_backend::BackendError;
-use roundhouse_cpu_kernels::{Elements, Matrix, ThreadPool};
+use roundhouse_cpu_kernels::{Elements, Matrix, Reduction, ThreadPool};
 use roundhouse_engine::CacheKind;
 use roundhouse_graph::{DType, Graph};
 use roundhouse_weights::{MappedWeights, Tensor};
@@ -35,6 +35,8 @@ pub(crate) struct Executor {
     /// Weights that are read as fp32.
     constants: Vec<Vec<f32>>,
     pool: Arc<ThreadPool>,
+    /// Of matrix products.
+    reduction: Reduction,
     input_vocab_size: usize,
 }
 
@@ -56,6 +58,7 @@ impl Executor {
         graph: &Graph,
         weights: MappedWeights,
         pool: Arc<ThreadPool>,
+        reduction: Reduction,
     ) -> Result<Self, BackendError> {
         let tensor = |id| {
             let name = &graph.value(id).name;
@@ -77,7 +80,7 @@ impl Executor {
             _ => None,
         });
         let input_vocab_size = tables.fold(plan.signature.vocab_size, usize::min);
-        Ok(Self { plan, weights, tensors, constants, pool, input_vocab_size })
+        Ok(Self { plan, weights, tensors, constants, pool, reduction, input_vocab_size })
     }
 
     pub(crate) fn plan(&self) -> &Plan {

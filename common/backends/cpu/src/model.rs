@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Cache, LogitsRequest, Model, Sequence};
-use roundhouse_cpu_kernels::ThreadPool;
-use roundhouse_engine::{CacheKind, Manifest, MemoryPlan};
+use roundhouse_cpu_kernels::{Reduction, ThreadPool};
+use roundhouse_engine::{CacheKind, Manifest, MemoryPlan, Precision};
 use roundhouse_graph::Graph;
 use roundhouse_weights::MappedWeights;
 
@@ -42,6 +42,15 @@ struct Piece {
     rows: usize,
 }
 
+/// fp32 is the precision in which a request's logits are the same, bit for bit, alone and in any batch; the others are for
+/// speed.
+const fn reduction(precision: Precision) -> Reduction {
+    match precision {
+        Precision::Fp32 => Reduction::BatchInvariant,
+        Precision::Fp16 | Precision::Bf16 => Reduction::Fastest,
+    }
+}
+
 impl CpuModel {
     /// Loads an engine.
     pub(crate) fn load(
@@ -57,7 +66,7 @@ impl CpuModel {
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             engine: manifest.key.as_str().into(),
-            executor: Executor::new(plan, graph, weights, pool)?,
+            executor: Executor::new(plan, graph, weights, pool, reduction(manifest.options.precision))?,
             limits: StepLimits::new(graph, &manifest.options),
             workspace_bytes: AtomicU64::new(memory.workspace_bytes),
             memory,

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use half::{bf16, f16};
 use roundhouse_cpu_kernels::{
-    AttentionArgs, AttentionSequence, Elements, Isa, KvView, LinearJob, Matrix, Scratch, StridedRows,
-    StridedRowsMut, ThreadPool, Weight, attention, linear, linear_silu_mul, rms_norm, silu_mul,
+    AttentionArgs, AttentionSequence, Elements, Isa, KvView, LinearJob, Matrix, Reduction, Scratch,
+    StridedRows, StridedRowsMut, ThreadPool, Weight, attention, linear, linear_silu_mul, rms_norm, silu_mul,
 };
 
 const HIDDEN: usize = 576;
@@ -137,12 +137,23 @@ fn step(pool: &ThreadPool, elements: Elements<'_>, m: usize) -> ([f64; 5], f64) 
                 let begun = Instant::now();
                 if gated {
                     let out = &mut outs[0];
-                    linear_silu_mul(pool, &mut scratch, &x, m, k, matrices[0], matrices[1], out, rows[0]);
+                    linear_silu_mul(
+                        pool,
+                        &mut scratch,
+                        Reduction::Fastest,
+                        &x,
+                        m,
+                        k,
+                        matrices[0],
+                        matrices[1],
+                        out,
+                        rows[0],
+                    );
                 } else {
                     let jobs = matrices.iter().zip(&mut outs).zip(rows).map(|((&weight, out), &n)| {
                         LinearJob { weight, bias: None, accumulate: false, out, out_stride: n }
                     });
-                    linear(pool, &mut scratch, &x, m, k, &mut jobs.collect::<Vec<_>>());
+                    linear(pool, &mut scratch, Reduction::Fastest, &x, m, k, &mut jobs.collect::<Vec<_>>());
                 }
                 *shortest = begun.elapsed().as_secs_f64().min(*shortest);
             }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use half::f16;
 use roundhouse_cpu_kernels::{
-    Elements, Isa, LinearJob, Matrix, QuantizedFormat, QuantizedMatrix, Scratch, ThreadPool, Weight, linear,
-    linear_silu_mul,
+    Elements, Isa, LinearJob, Matrix, QuantizedFormat, QuantizedMatrix, Reduction, Scratch, ThreadPool,
+    Weight, linear, linear_silu_mul,
 };
 
 const HIDDEN: usize = 2048;
@@ -33,6 +33,7 @@ struct Kind {
     format: Option<QuantizedFormat>,
     group_size: usize,
     with_offsets: bool,
+    reduction: Reduction,
 }
 
 /// The memory that weights of every kind are read from, different weights from different parts.
@@ -52,8 +53,8 @@ impl Memory {
             halves: (0..weights).map(|i| table[i % 1013]).collect(),
             // No code of E4M3 that is no number.
             bytes: (0..weights).map(|i| (i * 31 % 251) as u8 & 0xf7).collect(),
-            scales: (0..weights / 32).map(|i| table[i % 1013]).collect(),
-            offsets: (0..weights / 32).map(|i| small(i % 1013)).collect(),
+            scales: (0..weights / 16).map(|i| table[i % 1013]).collect(),
+            offsets: (0..weights / 16).map(|i| small(i % 1013)).collect(),
         }
     }
 
@@ -67,7 +68,7 @@ impl Memory {
         let group_size = if kind.group_size == 0 { columns } else { kind.group_size };
         let bytes = |weights: usize| weights * format.bits() / 8;
         let groups = count / group_size;
-        let first = start / group_size.max(32);
+        let first = start / group_size.max(16);
         Weight::Quantized(QuantizedMatrix {
             format,
             values: &self.bytes[bytes(start)..bytes(start + count)],
@@ -110,6 +111,7 @@ impl Times {
         let mut outs: Vec<Vec<f32>> = [INTERMEDIATE, KV, KV].iter().map(|n| vec![0.0; m * n]).collect();
         let step_begun = Instant::now();
         let mut start = 0;
+        let reduction = self.kind.reduction;
         let products = LAYER.into_iter().cycle();
         for ((_, rows, k, gated), shortest) in products.zip(&mut self.products) {
             let weights = rows.iter().map(|&n| {
@@ -121,7 +123,7 @@ impl Times {
             let begun = Instant::now();
             if gated {
                 let out = &mut outs[0];
-                linear_silu_mul(pool, scratch, &x, m, k, weights[0], weights[1], out, rows[0]);
+                linear_silu_mul(pool, scratch, reduction, &x, m, k, weights[0], weights[1], out, rows[0]);
             } else {
                 let jobs = weights.iter().zip(&mut outs).zip(rows).map(|((&weight, out), &n)| LinearJob {
                     weight,
@@ -130,7 +132,7 @@ impl Times {
                     out,
                     out_stride: n,
                 });
-                linear(pool, scratch, &x, m, k, &mut jobs.collect::<Vec<_>>());
+                linear(pool, scratch, reduction, &x, m, k, &mut jobs.collect::<Vec<_>>());
             }
             *shortest = begun.elapsed().as_secs_f64().min(*shortest);
         }
@@ -146,9 +148,10 @@ impl Times {
             (_, size) => format!(" groups of {size}"),
         };
         println!(
-            "{m} tokens, {}{group}{}: {:.1} ms (best of each {:.1} ms), {:.1} GB/s, {:.0} GFLOP/s, {:.2} x fp16",
+            "{m} tokens, {}{group}{}{}: {:.1} ms (best of each {:.1} ms), {:.1} GB/s, {:.0} GFLOP/s, {:.2} x fp16",
             self.kind.name,
             if self.kind.with_offsets { " with offsets" } else { "" },
+            if self.kind.reduction == Reduction::BatchInvariant { " in any batch the same" } else { "" },
             self.step * 1e3,
             best * 1e3,
             self.kind.layer_bytes() * layers / best / 1e9,
@@ -170,13 +173,23 @@ fn main() {
     println!("{} threads, {}, {layers} layers", pool.threads(), isa.name());
     let memory = Memory::new(layers);
 
-    let fp16 = Kind { name: "fp16", format: None, group_size: 0, with_offsets: false };
+    let fp16 = Kind {
+        name: "fp16",
+        format: None,
+        group_size: 0,
+        with_offsets: false,
+        reduction: Reduction::Fastest,
+    };
     let mut kinds = vec![fp16];
     for (name, format) in
         [("int8", QuantizedFormat::Int8), ("int4", QuantizedFormat::Int4), ("fp8", QuantizedFormat::E4m3)]
     {
-        for (group_size, with_offsets) in [(0, false), (128, false), (64, false), (32, false), (128, true)] {
-            kinds.push(Kind { name, format: Some(format), group_size, with_offsets });
+        for (group_size, with_offsets) in
+            [(0, false), (128, false), (64, false), (32, false), (16, false), (128, true), (32, true)]
+        {
+            for reduction in [Reduction::Fastest, Reduction::BatchInvariant] {
+                kinds.push(Kind { name, format: Some(format), group_size, with_offsets, reduction });
+            }
         }
     }
     kinds.retain(|kind| kind.format.is_none() || only.as_deref().is_none_or(|only| only == kind.name));

@@ -34,7 +34,7 @@ pub use elementwise::{
     add, add_assign, gelu_erf, gelu_tanh, mul, mul_assign, scale, sigmoid, silu, silu_mul, soft_cap,
 };
 pub use isa::Isa;
-pub use linear::{LinearJob, linear, linear_silu_mul};
+pub use linear::{LinearJob, Reduction, linear, linear_silu_mul};
 pub use norm::{layer_norm, layer_norm_rows, rms_norm, rms_norm_rows};
 pub use pool::ThreadPool;
 pub use rotary::{rope_apply, rope_table};

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Numbers, Random, TYPES, Type, assert_close, each_isa};
-use roundhouse_cpu_kernels::{Isa, LinearJob, Scratch, ThreadPool, linear, linear_silu_mul};
+use roundhouse_cpu_kernels::{Isa, LinearJob, Reduction, Scratch, ThreadPool, linear, linear_silu_mul};
 
 /// Rounding of an fp32 sum, relative to the sum of the magnitudes of its terms: well above √K · 2⁻²⁴, the expected one.
 const FP32_SUM: f64 = 1.0 / (1 << 19) as f64;
@@ -45,7 +45,7 @@ fn products_match_the_exact_ones() {
                             out: &mut out,
                             out_stride: stride,
                         };
-                        linear(&pool, &mut scratch, &x, m, x_stride, &mut [job]);
+                        linear(&pool, &mut scratch, Reduction::Fastest, &x, m, x_stride, &mut [job]);
                         for t in 0..m {
                             for row in 0..n {
                                 let (sum, magnitude) = dot(&x[t * x_stride..t * x_stride + k], &weight, row);
@@ -92,7 +92,7 @@ fn a_group_of_products_shares_its_inputs_and_adds_biases_and_residuals() {
                         out_stride: rows[i],
                     })
                     .collect();
-                linear(&pool, &mut scratch, &x, m, k, &mut jobs);
+                linear(&pool, &mut scratch, Reduction::Fastest, &x, m, k, &mut jobs);
                 for (i, n) in rows.into_iter().enumerate() {
                     for t in 0..m {
                         for row in 0..n {
@@ -136,6 +136,7 @@ fn gate_and_up_are_combined() {
                 linear_silu_mul(
                     &pool,
                     &mut scratch,
+                    Reduction::Fastest,
                     &x,
                     m,
                     k,
@@ -177,7 +178,7 @@ fn product(isa: Isa, threads: usize, x: &[f32], m: usize, weight: &Numbers, n: u
         out: &mut out,
         out_stride: n,
     };
-    linear(&pool, &mut Scratch::new(), x, m, k, &mut [job]);
+    linear(&pool, &mut Scratch::new(), Reduction::Fastest, x, m, k, &mut [job]);
     out
 }
 
@@ -256,7 +257,7 @@ fn empty_shapes_are_no_work() {
     each_isa(|isa| {
         let pool = ThreadPool::with_isa(2, isa);
         let mut scratch = Scratch::new();
-        linear(&pool, &mut scratch, &[], 0, 4, &mut []);
+        linear(&pool, &mut scratch, Reduction::Fastest, &[], 0, 4, &mut []);
         for m in [1, 20] {
             // Without columns, the sums are of nothing.
             let mut out = vec![1.0; m * 2];
@@ -268,7 +269,7 @@ fn empty_shapes_are_no_work() {
                 out: &mut out,
                 out_stride: 2,
             };
-            linear(&pool, &mut scratch, &[], m, 0, &mut [job]);
+            linear(&pool, &mut scratch, Reduction::Fastest, &[], m, 0, &mut [job]);
             assert_eq!(out, [3.0, 4.0].repeat(m));
         }
     });

@@ -5,7 +5,8 @@ mod common;
 
 use common::{Numbers, Random, TYPES, Type, assert_close, each_isa};
 use roundhouse_cpu_kernels::{
-    Isa, LinearJob, QuantizedFormat, QuantizedMatrix, Scratch, ThreadPool, Weight, linear, linear_silu_mul,
+    Isa, LinearJob, QuantizedFormat, QuantizedMatrix, Reduction, Scratch, ThreadPool, Weight, linear,
+    linear_silu_mul,
 };
 
 const FORMATS: [QuantizedFormat; 3] = [QuantizedFormat::Int8, QuantizedFormat::Int4, QuantizedFormat::E4m3];
@@ -117,6 +118,8 @@ fn products_match_the_exact_ones() {
         [19, 96, 48],
         [37, 96, 32],
         [33, 130, 130],
+        [9, 96, 16],
+        [9, 48, 16],
         [66, 256, 64],
         [7, 700, 20],
         [40, 512, 128],
@@ -132,7 +135,10 @@ fn products_match_the_exact_ones() {
                     let [n, k, _] = shape;
                     let mut random = Random::new((n * 1000 + k) as u64);
                     let weight = Quantized::random(&mut random, format, of, shape, with_offsets);
-                    for m in [1, 2, 3, 4, 5, 8, 9, 16, 17, 33] {
+                    for (m, reduction) in [1, 2, 3, 4, 5, 8, 9, 16, 17, 33]
+                        .into_iter()
+                        .flat_map(|m| [(m, Reduction::Fastest), (m, Reduction::BatchInvariant)])
+                    {
                         let x_stride = k + 3;
                         let x = random.numbers(m * x_stride, 1.0);
                         let stride = n + 2;
@@ -140,6 +146,7 @@ fn products_match_the_exact_ones() {
                         linear(
                             &pool,
                             &mut scratch,
+                            reduction,
                             &x,
                             m,
                             x_stride,
@@ -149,7 +156,7 @@ fn products_match_the_exact_ones() {
                             for row in 0..n {
                                 let (sum, magnitude) = weight.dot(&x[t * x_stride..t * x_stride + k], row);
                                 let what = format!(
-                                    "{format:?} {of:?} {shape:?} offsets {with_offsets} m {m} threads {threads} ({t}, {row})"
+                                    "{format:?} {of:?} {shape:?} offsets {with_offsets} m {m} {reduction:?} threads {threads} ({t}, {row})"
                                 );
                                 assert_close(out[t * stride + row], sum, magnitude * tolerance(isa), what);
                             }
@@ -192,6 +199,7 @@ fn every_code_of_a_byte_is_the_number_of_its_format() {
                     linear(
                         &pool,
                         &mut Scratch::new(),
+                        Reduction::Fastest,
                         &x,
                         m,
                         columns,
@@ -247,7 +255,7 @@ fn quantised_and_plain_weights_share_a_group() {
                 out_stride: 70,
             };
             jobs.insert(1, last);
-            linear(&pool, &mut scratch, &x, m, k, &mut jobs);
+            linear(&pool, &mut scratch, Reduction::Fastest, &x, m, k, &mut jobs);
             for t in 0..m {
                 let x = &x[t * k..(t + 1) * k];
                 for (i, weight) in weights.iter().enumerate() {
@@ -295,7 +303,18 @@ fn gate_and_up_are_combined() {
                 // As another calibration may leave it: with offsets.
                 let up = Quantized::random(&mut random, format, Type::F32, shape, true);
                 let mut out = vec![0.0; m * n];
-                linear_silu_mul(&pool, &mut scratch, &x, m, k, gate.weight(), up.weight(), &mut out, n);
+                linear_silu_mul(
+                    &pool,
+                    &mut scratch,
+                    Reduction::Fastest,
+                    &x,
+                    m,
+                    k,
+                    gate.weight(),
+                    up.weight(),
+                    &mut out,
+                    n,
+                );
                 for t in 0..m {
                     for row in 0..n {
                         let (gate, gate_magnitude) = gate.dot(&x[t * k..(t + 1) * k], row);
@@ -322,7 +341,7 @@ fn product(isa: Isa, threads: usize, x: &[f32], m: usize, weight: &Quantized) ->
     let pool = ThreadPool::with_isa(threads, isa);
     let mut out = vec![0.0; m * weight.rows];
     let mut jobs = [job(weight, None, &mut out, weight.rows)];
-    linear(&pool, &mut Scratch::new(), x, m, weight.columns, &mut jobs);
+    linear(&pool, &mut Scratch::new(), Reduction::Fastest, x, m, weight.columns, &mut jobs);
     out
 }
 
@@ -403,6 +422,7 @@ fn empty_shapes_are_no_work() {
             linear(
                 &pool,
                 &mut Scratch::new(),
+                Reduction::Fastest,
                 &[],
                 m,
                 0,
@@ -410,7 +430,15 @@ fn empty_shapes_are_no_work() {
             );
             assert_eq!(out, [3.0, 4.0].repeat(m));
             let none = empty(0);
-            linear(&pool, &mut Scratch::new(), &[], m, 0, &mut [job(&none, None, &mut [], 0)]);
+            linear(
+                &pool,
+                &mut Scratch::new(),
+                Reduction::Fastest,
+                &[],
+                m,
+                0,
+                &mut [job(&none, None, &mut [], 0)],
+            );
         }
     });
 }

@@ -55,6 +55,7 @@ impl Executor {
             kernels::linear_silu_mul(
                 pool,
                 &mut scratch,
+                self.reduction,
                 inputs,
                 m,
                 hidden,
@@ -70,7 +71,7 @@ impl Executor {
                 out: &mut outputs[..m * hidden],
                 out_stride: hidden,
             }];
-            kernels::linear(pool, &mut scratch, activated, m, intermediate, &mut jobs);
+            kernels::linear(pool, &mut scratch, self.reduction, activated, m, intermediate, &mut jobs);
             for (&(token, weight), output) in tokens.iter().zip(outputs.chunks_exact(hidden)) {
                 let sums = &mut sums[token * hidden..(token + 1) * hidden];
                 sums.iter_mut().zip(output).for_each(|(sum, output)| *sum += weight * output);

@@ -30,7 +30,7 @@ impl Executor {
                 }
             })
             .collect();
-        kernels::linear(&self.pool, &mut scratch, x, rows, width, &mut jobs);
+        kernels::linear(&self.pool, &mut scratch, self.reduction, x, rows, width, &mut jobs);
         workspace.scratch = scratch;
         for (part, memory) in parts.iter().zip(outputs) {
             workspace.put(&self.plan, part.to, memory);
@@ -53,7 +53,18 @@ impl Executor {
         let x = &self.floats(x.root, workspace)[layout.offset..layout.offset + rows * width];
         let (gate, up) = (self.linear_weight(gate), self.linear_weight(up));
         let memory = &mut out[..rows * gate.rows()];
-        kernels::linear_silu_mul(&self.pool, &mut scratch, x, rows, width, gate, up, memory, gate.rows());
+        kernels::linear_silu_mul(
+            &self.pool,
+            &mut scratch,
+            self.reduction,
+            x,
+            rows,
+            width,
+            gate,
+            up,
+            memory,
+            gate.rows(),
+        );
         workspace.scratch = scratch;
         workspace.put(&self.plan, to, out);
     }

@@ -93,7 +93,37 @@ pub(super) unsafe fn load_partial<S: Simd, F: Format>(s: S, from: *const u8, byt
     }
 }
 
-/// Decodes columns `start..start + n` of a row: `q · scale`, plus the offset, each rounded.
+/// What the numbers of a group are multiplied with, and what is added to them.
+struct Scaling<S: Simd> {
+    scale: S::F32,
+    offset: Option<S::F32>,
+}
+
+impl<S: Simd> Scaling<S> {
+    /// # Safety
+    /// There is such a row with such a group, and the slices are as long as [`QuantizedRows::check`] says.
+    #[inline(always)]
+    unsafe fn of<F: Format>(s: S, rows: &QuantizedRows<'_>, row: usize, group: usize) -> Self {
+        let index = row * rows.groups() + group;
+        // SAFETY: every group of every row has a scale, and an offset where there are some.
+        unsafe {
+            Self {
+                scale: s.splat(*rows.scales.as_ptr().add(index) * F::FACTOR),
+                offset: rows.offsets.map(|offsets| s.splat(*offsets.as_ptr().add(index))),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn apply(&self, s: S, q: S::F32) -> S::F32 {
+        match self.offset {
+            None => s.mul(q, self.scale),
+            Some(offset) => s.mul_add(q, self.scale, offset),
+        }
+    }
+}
+
+/// Decodes columns `start..start + n` of a row: `q · scale`, or `q · scale + offset` rounded once where the machine can.
 ///
 /// # Safety
 /// The rows' slices are as long as [`QuantizedRows::check`] says, the row and the columns exist, `start` begins a byte, and
@@ -115,15 +145,20 @@ pub(super) unsafe fn decode_row<S: Simd, F: Format>(
         let values = rows.values.as_ptr().add(row * rows.row_bytes());
         let mut column = start;
         let mut group = start / size.max(1);
+        // Each of a block's two vectors is a group.
+        while size == S::LANES && column + block <= end {
+            let mut q = F::load(s, values.add(column * F::BITS / 8));
+            if F::PAIRED {
+                q = s.interleave(q);
+            }
+            let to = to.add(column - start);
+            s.store(to, Scaling::of::<F>(s, rows, row, group).apply(s, q[0]));
+            s.store(to.add(S::LANES), Scaling::of::<F>(s, rows, row, group + 1).apply(s, q[1]));
+            (column, group) = (column + block, group + 2);
+        }
         while column < end {
             let stop = end.min((group + 1) * size);
-            let index = row * rows.groups() + group;
-            let scale = s.splat(*rows.scales.as_ptr().add(index) * F::FACTOR);
-            let offset = rows.offsets.map(|offsets| s.splat(*offsets.as_ptr().add(index)));
-            let decode = |q| {
-                let product = s.mul(q, scale);
-                offset.map_or(product, |offset| s.add(product, offset))
-            };
+            let scaling = Scaling::of::<F>(s, rows, row, group);
             while column < stop {
                 let count = (stop - column).min(block);
                 let from = values.add(column * F::BITS / 8);
@@ -135,7 +170,7 @@ pub(super) unsafe fn decode_row<S: Simd, F: Format>(
                 if F::PAIRED {
                     q = s.interleave(q);
                 }
-                let [first, second] = q.map(decode);
+                let (first, second) = (scaling.apply(s, q[0]), scaling.apply(s, q[1]));
                 let to = to.add(column - start);
                 if count == block {
                     s.store(to, first);

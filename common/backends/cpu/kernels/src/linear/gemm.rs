@@ -12,8 +12,8 @@ use crate::shared::{Queue, SharedMut};
 use crate::weight::WeightRows;
 use crate::{Elements, Scratch, ThreadPool, Weight};
 
-use super::Product;
 use super::fma::Fma;
+use super::{Product, Reduction, weights};
 
 /// Packed activations that are multiplied with one panel after the other: they should stay in a core's second-level cache.
 const BLOCK_BYTES: usize = 640 * 1024;
@@ -67,18 +67,18 @@ pub(super) struct Output<'a> {
 }
 
 /// Whether these products run on the matrix unit, which takes no fp32 weights.
-pub(super) fn on_matrix_unit(isa: Isa, products: &[Product<'_>]) -> bool {
+pub(super) fn on_matrix_unit(isa: Isa, reduction: Reduction, products: &[Product<'_>]) -> bool {
     let of_few_bits = |weight: &Weight<'_>| match weight {
         Weight::Plain(matrix) => !matches!(matrix.elements, Elements::F32(_)),
         Weight::Quantized(_) => true,
     };
-    let mut weights = products.iter().flat_map(|product| [Some(&product.weight), product.up.as_ref()]);
-    isa.has_amx() && weights.all(|weight| weight.is_none_or(of_few_bits))
+    isa.has_amx() && reduction == Reduction::Fastest && weights(products).all(of_few_bits)
 }
 
 pub(super) fn multiply(
     pool: &ThreadPool,
     scratch: &mut Scratch,
+    reduction: Reduction,
     x: &[f32],
     m: usize,
     x_stride: usize,
@@ -86,7 +86,7 @@ pub(super) fn multiply(
 ) {
     let problem = Problem { x, m, x_stride, products, k: products.first().map_or(0, |p| p.weight.columns()) };
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if on_matrix_unit(pool.isa(), products) {
+    if on_matrix_unit(pool.isa(), reduction, products) {
         problem.run(pool, scratch, super::amx::Amx::new(pool.isa()));
         return;
     }
@@ -124,9 +124,8 @@ impl Problem<'_> {
         let panel_len = engine.panel_len(self.k, block_rows / tile_rows);
         // Of a gated product, the second half is kept until the first is there.
         let up_len = block_rows * engine.panel_rows();
-        let weights = self.products.iter().flat_map(|product| [Some(&product.weight), product.up.as_ref()]);
-        let scales_len =
-            weights.flatten().map(|weight| weight.memory_len(engine.panel_rows())).max().unwrap_or(0);
+        let scales_len = weights(self.products).map(|weight| weight.memory_len(engine.panel_rows()));
+        let scales_len = scales_len.max().unwrap_or(0);
         let packed_len = self.m.min(at_once).div_ceil(tile_rows) * tile_len;
         let (packed, workers) = scratch.split(packed_len, pool.threads(), panel_len + up_len + scales_len);
         for start in (0..self.m).step_by(at_once) {

@@ -12,7 +12,7 @@ use crate::simd::{Element, Simd};
 use crate::{Elements, Scratch, ThreadPool, Weight};
 
 use super::stage::{Stages, stage};
-use super::{GEMV_ROWS, Product, quantized};
+use super::{GEMV_ROWS, Product, Reduction, decoded, quantized, weights};
 
 /// How far ahead of the loads the weights are asked for. The processor's own prefetchers stop at every page, and there is
 /// little else to do while memory answers.
@@ -33,6 +33,7 @@ const SCALED_ROWS: usize = 16;
 pub(super) fn multiply(
     pool: &ThreadPool,
     scratch: &mut Scratch,
+    reduction: Reduction,
     x: &[f32],
     m: usize,
     x_stride: usize,
@@ -40,12 +41,11 @@ pub(super) fn multiply(
 ) {
     debug_assert!(m <= GEMV_ROWS);
     let x = Rows { x, m, stride: x_stride };
-    let weights = || products.iter().flat_map(|product| [Some(product.weight), product.up]).flatten();
-    let memory = weights().map(|weight| weight.memory_len(SCALED_ROWS)).max().unwrap_or(0);
-    let (stages, workers) = stage(pool, scratch, &x, products, memory);
-    let inputs = Inputs { isa: pool.isa(), x, stages };
+    let memory = weights(products).map(|weight| weight.memory_len(SCALED_ROWS)).max().unwrap_or(0);
+    let (stages, workers) = stage(pool, scratch, reduction, &x, products, memory);
+    let inputs = Inputs { isa: pool.isa(), x, reduction, stages };
     let total: usize = products.iter().map(|product| product.weight.rows()).sum();
-    let bytes: usize = weights().map(|weight| weight.rows() * weight.row_bytes()).sum();
+    let bytes: usize = weights(products).map(|weight| weight.rows() * weight.row_bytes()).sum();
     if pool.threads() == 1 || bytes <= WORTH_SHARING_BYTES {
         // SAFETY: no other worker runs.
         let memory = unsafe { workers.of(0) };
@@ -88,6 +88,7 @@ pub(super) struct Rows<'a> {
 struct Inputs<'a> {
     isa: Isa,
     x: Rows<'a>,
+    reduction: Reduction,
     stages: Stages<'a>,
 }
 
@@ -163,6 +164,7 @@ impl Inputs<'_> {
             Weight::Quantized(matrix) => matrix,
         };
         let stage = self.stages.of(matrix);
+        let is_decoded = decoded::is_wanted(isa, self.reduction, matrix);
         for start in rows.clone().step_by(SCALED_ROWS) {
             let block = start..(start + SCALED_ROWS).min(rows.end);
             let first = start - rows.start;
@@ -173,7 +175,13 @@ impl Inputs<'_> {
             };
             let part = matrix.rows_in(isa, block, memory);
             // SAFETY: the caller's promise is the same.
-            unsafe { quantized::columns(isa, stage, self.x.m, &part, &to) }
+            unsafe {
+                if is_decoded {
+                    decoded::columns(isa, x, &part, &to);
+                } else {
+                    quantized::columns(isa, stage, x.m, &part, &to);
+                }
+            }
         }
     }
 }

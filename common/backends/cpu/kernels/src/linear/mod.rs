@@ -5,13 +5,15 @@
 //! run through [`gemm`], blocked for the caches, on the fused multiply-add units or, where the machine has one, the
 //! matrix unit.
 //!
-//! A row of the result is the same, bit for bit, for every number of rows: both ways add in one order. Quantised weights and
-//! the matrix unit are the exceptions: there it is the same up to the limit ([`GEMV_ROWS_QUANTIZED`] or [`GEMV_ROWS_AMX`]), and
-//! the same above it, but above it quantised weights are rounded to fp32, and the unit's products differ in their last bits.
+//! A row of the result is the same, bit for bit, for every number of rows: both ways add in one order. With
+//! [`Reduction::Fastest`] quantised weights and the matrix unit are the exceptions: there it is the same up to the limit
+//! ([`GEMV_ROWS_QUANTIZED`] or [`GEMV_ROWS_AMX`]), and the same above it, but above it quantised weights are rounded to fp32,
+//! and the unit's products differ in their last bits.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod decode;
+mod decoded;
 mod fma;
 mod gemm;
 mod gemv;
@@ -30,8 +32,22 @@ const GEMV_ROWS: usize = 24;
 /// As [`GEMV_ROWS`], where a weight is quantised: decoding it for each few rows again costs more.
 const GEMV_ROWS_QUANTIZED: usize = 16;
 
+/// As [`GEMV_ROWS_QUANTIZED`], where the order is that of plain weights.
+const GEMV_ROWS_DECODED: usize = 8;
+
 /// As [`GEMV_ROWS`], where the alternative is the matrix unit.
 const GEMV_ROWS_AMX: usize = 8;
+
+/// In which order products are summed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reduction {
+    /// In the one that is fastest for so many rows of activations and such weights.
+    #[default]
+    Fastest,
+    /// In one order, whatever the number of rows: a row of the result is the same, bit for bit, in any batch. The matrix unit
+    /// has no part in it.
+    BatchInvariant,
+}
 
 /// One product of a group that shares its activations `x [m, K]`: `out[m, n] = x · weightᵀ + bias`, or `out` plus that.
 #[derive(Debug)]
@@ -81,16 +97,18 @@ impl Product<'_> {
 /// Every product of the group, in one parallel region: `jobs[i].out[t, n] = Σ x[t, k] · weight[n, k] + bias[n]`, or added
 /// to `out` with `accumulate`. `x` is `[m, K]` with rows `x_stride` apart.
 ///
-/// Sums are in fp32. With the instruction set `amx`, more than 8 rows and no fp32 weights in the group, each product also loses
-/// at most about 2⁻¹⁶ of itself, and 2⁻¹⁵ with quantised weights of more than 16 bits, which are those of eight bits and
-/// those with offsets. A row of the result does not depend on how many others there are; with `amx` (but for fp32 weights) and
-/// with quantised weights only as long as they are at most 8 (16 without `amx`), or more than that.
+/// Sums are in fp32. With [`Reduction::Fastest`], the instruction set `amx`, more than 8 rows and no fp32 weights in the group,
+/// each product also loses at most about 2⁻¹⁶ of itself, and 2⁻¹⁵ with quantised weights of more than 16 bits, which are those
+/// of eight bits and those with offsets. A row of the result does not depend on how many others there are; with
+/// [`Reduction::Fastest`] and `amx` (but for fp32 weights) or quantised weights only as long as they are at most 8 (16 without
+/// `amx`), or more than that.
 ///
 /// # Panics
 /// If the weights do not all have `K = columns` of the first, or a slice is shorter than its shape says.
 pub fn linear(
     pool: &ThreadPool,
     scratch: &mut Scratch,
+    reduction: Reduction,
     x: &[f32],
     m: usize,
     x_stride: usize,
@@ -112,7 +130,7 @@ pub fn linear(
             product
         })
         .collect();
-    multiply(pool, scratch, x, m, x_stride, &products);
+    multiply(pool, scratch, reduction, x, m, x_stride, &products);
 }
 
 /// The first half of a gated feed-forward layer, in one parallel region:
@@ -125,6 +143,7 @@ pub fn linear(
 pub fn linear_silu_mul(
     pool: &ThreadPool,
     scratch: &mut Scratch,
+    reduction: Reduction,
     x: &[f32],
     m: usize,
     x_stride: usize,
@@ -143,12 +162,13 @@ pub fn linear_silu_mul(
         out_stride,
     };
     product.check(m, out_len);
-    multiply(pool, scratch, x, m, x_stride, &[product]);
+    multiply(pool, scratch, reduction, x, m, x_stride, &[product]);
 }
 
 fn multiply(
     pool: &ThreadPool,
     scratch: &mut Scratch,
+    reduction: Reduction,
     x: &[f32],
     m: usize,
     x_stride: usize,
@@ -165,24 +185,33 @@ fn multiply(
     }
     assert!(x_stride >= k || m == 1, "rows of the activations do not overlap");
     assert!(x.len() >= (m - 1) * x_stride + k, "the activations have m rows");
-    if m <= gemv_rows(pool.isa(), products) {
-        gemv::multiply(pool, scratch, x, m, x_stride, products);
+    if m <= gemv_rows(pool.isa(), reduction, products) {
+        gemv::multiply(pool, scratch, reduction, x, m, x_stride, products);
     } else {
-        gemm::multiply(pool, scratch, x, m, x_stride, products);
+        gemm::multiply(pool, scratch, reduction, x, m, x_stride, products);
     }
 }
 
 /// Up to how many rows of activations a group of products runs through [`gemv`].
-fn gemv_rows(isa: Isa, products: &[Product<'_>]) -> usize {
-    let quantized = |weight: &Weight<'_>| matches!(weight, Weight::Quantized(_));
-    if gemm::on_matrix_unit(isa, products) {
-        GEMV_ROWS_AMX
-    } else if products
-        .iter()
-        .any(|product| quantized(&product.weight) || product.up.as_ref().is_some_and(quantized))
-    {
-        GEMV_ROWS_QUANTIZED
-    } else {
-        GEMV_ROWS
+fn gemv_rows(isa: Isa, reduction: Reduction, products: &[Product<'_>]) -> usize {
+    if gemm::on_matrix_unit(isa, reduction, products) {
+        return GEMV_ROWS_AMX;
     }
+    let mut quantized = weights(products).filter_map(|weight| match weight {
+        Weight::Quantized(matrix) => Some(matrix),
+        Weight::Plain(_) => None,
+    });
+    match (reduction, quantized.next()) {
+        (_, None) => GEMV_ROWS,
+        (Reduction::Fastest, Some(_)) => GEMV_ROWS_QUANTIZED,
+        (Reduction::BatchInvariant, Some(first)) => {
+            let fit = std::iter::once(first).chain(quantized).all(|matrix| decoded::fits(isa, matrix));
+            if fit { GEMV_ROWS_DECODED } else { 0 }
+        }
+    }
+}
+
+/// The weights of some products.
+fn weights<'a>(products: &'a [Product<'a>]) -> impl Iterator<Item = &'a Weight<'a>> {
+    products.iter().flat_map(|product| [Some(&product.weight), product.up.as_ref()]).flatten()
 }

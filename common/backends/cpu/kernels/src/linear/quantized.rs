@@ -201,7 +201,7 @@ impl<F: Format> Columns<'_, F> {
 /// How many bytes ahead of the loads of `rows` rows at a time to ask for: further on in long rows, of short ones the same
 /// columns of rows that come later, so that every line is asked for once.
 #[inline(always)]
-const fn prefetch_distance(row_bytes: usize, rows: usize) -> usize {
+pub(super) const fn prefetch_distance(row_bytes: usize, rows: usize) -> usize {
     if row_bytes >= PREFETCH_BYTES || row_bytes == 0 {
         return PREFETCH_BYTES;
     }

@@ -5,9 +5,9 @@ use crate::simd::Simd;
 use crate::weight::QuantizedMatrix;
 use crate::{Scratch, ThreadPool, Weight};
 
-use super::Product;
 use super::decode::is_paired;
 use super::gemv::Rows;
+use super::{Product, Reduction, decoded, weights};
 use crate::scratch::WorkerScratch;
 
 /// What decides the order.
@@ -61,20 +61,22 @@ impl Stages<'_> {
     }
 }
 
-/// Puts the activations into the orders that the products need; each worker gets `each` numbers of memory besides.
+/// Puts the activations into the orders that the products need whose weights are not decoded; each worker gets `each` numbers of memory besides.
 pub(super) fn stage<'a>(
     pool: &ThreadPool,
     scratch: &'a mut Scratch,
+    reduction: Reduction,
     x: &Rows<'_>,
     products: &[Product<'_>],
     each: usize,
 ) -> (Stages<'a>, WorkerScratch<'a>) {
     let mut orders: Vec<Order> = Vec::new();
-    for weight in products.iter().flat_map(|product| [Some(product.weight), product.up]).flatten() {
+    for weight in weights(products) {
         if let Weight::Quantized(matrix) = weight
-            && !orders.contains(&Order::of(&matrix))
+            && !decoded::is_wanted(pool.isa(), reduction, matrix)
+            && !orders.contains(&Order::of(matrix))
         {
-            orders.push(Order::of(&matrix));
+            orders.push(Order::of(matrix));
         }
     }
     let (lanes, _) = pool.isa().dispatch(VectorShape);
