@@ -10,6 +10,7 @@ use roundhouse_text::{ChatMessage, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::fork::Forks;
 use super::measured::Measured;
 use super::prompt_scores::PromptScores;
 use super::request::{Delta, Finish, FinishReason, GenerateError, Request};
@@ -26,6 +27,7 @@ pub(super) struct Generation {
     output_tokens: usize,
     answer: String,
     scores: Option<PromptScores>,
+    forks: Forks,
     /// The tokens of the step that runs, where guesses follow the one that is pending; else empty.
     drafted: Vec<u32>,
     draft_tokens: usize,
@@ -58,6 +60,7 @@ impl Generation {
         let deleted = request.lease.session().map(|session| session.deleted().clone());
         let (prompt_tokens, cached_tokens) =
             request.lease.state().map_or((0, 0), |state| (state.tokens.len(), state.cache.len()));
+        let forks = Forks::new(std::mem::take(&mut request.forks));
         let scores = request.prompt_logprobs.map(|asked| PromptScores::new(asked, prompt_tokens));
         Self {
             request,
@@ -68,6 +71,7 @@ impl Generation {
             output_tokens: 0,
             answer: String::new(),
             scores,
+            forks,
             drafted: Vec::new(),
             draft_tokens: 0,
             accepted_draft_tokens: 0,
@@ -82,6 +86,10 @@ impl Generation {
 
     pub(super) fn id(&self) -> &str {
         &self.request.id
+    }
+
+    pub(super) fn submitted(&self) -> Instant {
+        self.submitted
     }
 
     pub(super) fn state(&mut self) -> Option<&mut SessionState> {
@@ -99,7 +107,9 @@ impl Generation {
     /// since; how many tokens are pending then.
     pub(super) fn refill(&mut self, model: &dyn Model) -> usize {
         if let Some(state) = self.request.lease.state() {
-            let gained = state.refill(model);
+            let forked = self.request.prompt_blocks.as_ref();
+            let taken_in = forked.map_or(0, |blocks| blocks.take_in(&mut state.cache, model));
+            let gained = if taken_in > 0 { taken_in } else { state.refill(model) };
             if self.started.is_none() {
                 self.cached_tokens += gained;
             }
@@ -118,8 +128,14 @@ impl Generation {
     /// Gives others what it has computed.
     pub(super) fn share(&mut self) {
         if let Some(state) = self.request.lease.state() {
+            self.forks.collect(self.prompt_tokens, &mut state.cache);
             state.share();
         }
+    }
+
+    /// The other outputs of its prompt, as soon as it has computed that or has ended. They are released once.
+    pub(super) fn release_forks(&mut self, has_ended: bool) -> Vec<Request> {
+        if has_ended || self.prefilled.is_some() { self.forks.release() } else { Vec::new() }
     }
 
     /// Whether the prompt is only scored.
@@ -201,6 +217,7 @@ impl Generation {
     pub(super) fn begin_step(&mut self, now: Instant) {
         if self.started.is_none() {
             self.started = Some(now);
+            self.request.prompt_blocks = None;
             if let Some(state) = self.request.lease.state() {
                 state.confirm_turn();
                 // Others can have had the cache's memory while it waited.

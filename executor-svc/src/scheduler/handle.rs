@@ -122,21 +122,22 @@ impl Scheduler {
         Ok(Self { requests: Some(sender), shared, limit, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Hands over a request.
+    /// Hands over a request with its forks.
     ///
     /// # Errors
     /// [`SubmitError`]; the request is dropped, which returns what it held.
     pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
         let requests = self.requests.as_ref().ok_or(SubmitError::Stopped)?;
         let generations = &self.shared.generations;
+        let outputs = 1 + request.forks.len();
         let counted = generations.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-            (count < self.limit).then_some(count + 1)
+            (count + outputs <= self.limit).then_some(count + outputs)
         });
         if counted.is_err() {
             return Err(SubmitError::Full { limit: self.limit });
         }
         requests.try_send(Submitted { request, at: Instant::now() }).map_err(|error| {
-            generations.fetch_sub(1, Ordering::AcqRel);
+            generations.fetch_sub(outputs, Ordering::AcqRel);
             match error {
                 TrySendError::Full(_) => SubmitError::Full { limit: self.limit },
                 TrySendError::Disconnected(_) => SubmitError::Stopped,

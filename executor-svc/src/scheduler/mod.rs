@@ -4,6 +4,7 @@
 
 mod drafts;
 mod fairness;
+mod fork;
 mod generation;
 mod handle;
 mod latency;
@@ -18,6 +19,7 @@ mod worker;
 
 pub use drafts::PromptLookup;
 pub use fairness::TenantId;
+pub use fork::PromptBlocks;
 pub use handle::{Load, Scheduler, SchedulerConfig, SchedulerParts, SubmitError};
 pub use latency::Latencies;
 pub use pace::{Pace, PaceLimits};

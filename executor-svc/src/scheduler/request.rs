@@ -11,6 +11,7 @@ use roundhouse_text::{Detokenizer, StopMatcher};
 use tokio::sync::mpsc;
 
 use super::drafts::PromptLookup;
+use super::fork::PromptBlocks;
 use super::prompt_scores::PromptLogprobs;
 use crate::session::{KvMemoryExhausted, Lease};
 
@@ -47,6 +48,10 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Stops it.
     pub cancellation: Cancellation,
+    /// The keys and values that it begins with; `None` where it computes its prompt or finds it shared.
+    pub prompt_blocks: Option<PromptBlocks>,
+    /// Other outputs of the same prompt: they begin when this one has computed it, with its keys and values.
+    pub forks: Vec<Request>,
     /// Keeps what must live as long as the generation: the claim on its request ID. Must not own the engine, which
     /// waits for its generations when it is dropped.
     pub guard: Box<dyn Send>,

@@ -39,7 +39,8 @@ struct Active {
     id: u64,
     tenant: TenantId,
     priority: i32,
-    submitted: Instant,
+    /// Since when it waits for its first step.
+    queued: Instant,
     status: Status,
     has_ended: bool,
 }
@@ -69,7 +70,10 @@ impl Worker {
         while self.receive() {
             self.step();
         }
-        self.retire(|generation| generation.fail(GenerateError::Unloaded));
+        // Those that end release others.
+        while !self.active.is_empty() {
+            self.retire(|generation| generation.fail(GenerateError::Unloaded));
+        }
     }
 
     /// Takes new requests; waits for one when there is nothing to do. False when there will be no more.
@@ -91,12 +95,18 @@ impl Worker {
     }
 
     fn take(&mut self, submitted: Submitted) {
+        let queued = submitted.at;
+        self.take_queued(submitted, queued);
+    }
+
+    /// Takes a request that was submitted before, and could not begin until `queued`.
+    fn take_queued(&mut self, submitted: Submitted, queued: Instant) {
         let Submitted { request, at } = submitted;
         self.active.push(Active {
             id: self.next_id,
             tenant: TenantId::of(&request.tenant),
             priority: request.priority,
-            submitted: at,
+            queued,
             status: Status::Queued,
             has_ended: false,
             generation: Generation::new(
@@ -271,13 +281,22 @@ impl Worker {
         }
     }
 
-    /// Drops every generation that has ended or that `decide` ends: its lease, its stream and its count.
+    /// Drops every generation that has ended or that `decide` ends: its lease, its stream and its count. Takes those that
+    /// have waited for another one's prompt until now.
     fn retire(&mut self, mut decide: impl FnMut(&mut Generation) -> Progress) {
         let before = self.active.len();
+        let mut released = Vec::new();
         self.active.retain_mut(|active| {
-            !active.has_ended && matches!(decide(&mut active.generation), Progress::Running)
+            let generation = &mut active.generation;
+            let has_ended = active.has_ended || matches!(decide(generation), Progress::Ended);
+            let at = generation.submitted();
+            released.extend(
+                generation.release_forks(has_ended).into_iter().map(|request| Submitted { request, at }),
+            );
+            !has_ended
         });
         self.shared.generations.fetch_sub(before - self.active.len(), Ordering::AcqRel);
+        released.into_iter().for_each(|submitted| self.take_queued(submitted, Instant::now()));
     }
 }
 
@@ -293,7 +312,7 @@ impl Active {
             id: self.id,
             tenant: self.tenant,
             priority: self.priority,
-            age: now.saturating_duration_since(self.submitted),
+            age: now.saturating_duration_since(self.queued),
             status: self.status,
             cached,
             pending,

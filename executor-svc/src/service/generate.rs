@@ -120,6 +120,7 @@ impl ExecutorService {
             leases.push(self.ephemeral(&engine, length, options.max_tokens)?);
         }
         let mut outputs = Vec::with_capacity(leases.len());
+        let mut requests = Vec::with_capacity(leases.len());
         for (index, mut lease) in (0..).zip(leases) {
             let state = lease
                 .state()
@@ -168,12 +169,18 @@ impl ExecutorService {
                 limits: options.limits.clone(),
                 deadline: caller.deadline,
                 cancellation: cancellation.clone(),
+                prompt_blocks: None,
+                forks: Vec::new(),
                 guard: Box::new(Arc::clone(&claim)),
                 deltas: sender,
             };
-            // Where one is refused, those before it end, for nobody has their streams.
-            engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
+            requests.push(request);
             outputs.push(deltas);
+        }
+        let mut requests = requests.into_iter();
+        if let Some(first) = requests.next() {
+            let request = Request { forks: requests.collect(), ..first };
+            engine.scheduler().submit(request).map_err(|error| failure::of_submit(&error))?;
         }
         Ok(Started { request_id, outputs })
     }
