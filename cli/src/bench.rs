@@ -47,6 +47,7 @@ enum BenchCommand {
     /// Sessions at a time against one alone, and streams while prompts arrive.
     Batching(batching::BatchingArgs),
     /// Many clients that behave in every way, for a time: every stream ends as it should and nothing is left.
+    #[command(visible_alias = "soak")]
     Serve(serve::ServeArgs),
     /// What a turn costs whose history need not be computed.
     Sessions(sessions::SessionsArgs),

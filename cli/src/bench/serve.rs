@@ -41,9 +41,12 @@ pub(super) struct ServeArgs {
     /// Streams at a time.
     #[arg(long, default_value_t = 200)]
     streams: usize,
+    /// How long new streams begin, in minutes.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
     /// How long new streams begin, in seconds.
-    #[arg(long, default_value_t = 600)]
-    seconds: u64,
+    #[arg(long, conflicts_with = "minutes")]
+    seconds: Option<u64>,
     /// Of everything that is random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -100,6 +103,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let elapsed = started.elapsed();
     let patience = Duration::from_secs(args.bound_seconds);
     let held_after = watch::settled(&mut target.control(), held_before, patience).await?;
+    let (resident, scheduler) = watch::end(&mut target.control()).await?;
     if watched.most().running == 0 {
         tally.fault("nothing ran whenever the executor was asked".to_owned());
     }
@@ -112,7 +116,8 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         most: watched.most(),
         held_before,
         held_after,
-        memory: watched.memory(),
+        memory: watched.memory(resident),
+        scheduler,
     });
     if args.json {
         output::print_json(&report)?;
@@ -125,7 +130,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 /// Runs streams, as many at a time as asked for, until the time is over and the last one has ended.
 async fn load(target: &Target, ranges: &Ranges, args: &ServeArgs) -> Tally {
-    let end = Instant::now() + Duration::from_secs(args.seconds);
+    let end = Instant::now() + Duration::from_secs(args.seconds.unwrap_or(args.minutes.saturating_mul(60)));
     let bound = Duration::from_secs(args.bound_seconds);
     let next = AtomicU64::new(0);
     let (sender, mut outcomes) = mpsc::channel::<(StreamPlan, Outcome)>(args.streams);

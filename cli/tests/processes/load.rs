@@ -40,6 +40,26 @@ fn two_hundred_clients_that_behave_in_every_way_leave_nothing_behind() {
 }
 
 #[test]
+fn a_soak_in_one_process_leaves_no_slot_and_no_memory_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().to_str().unwrap().to_owned();
+    let model = tiny_llama();
+    let mut arguments = vec!["bench", "soak", "--json", "--backend", "cpu", "--home", &home];
+    arguments.extend(["--streams", "32", "--seconds", "20", "--seed", "11", "--model"]);
+    arguments.push(model.to_str().unwrap());
+    let report = json(&roundhouse(&arguments));
+    assert!(report["streams"].as_u64().unwrap() > 32, "{report}");
+    for held in ["running", "waiting", "sessions", "kv_bytes_used"] {
+        assert_eq!(report["held_after"][held], 0, "{report}");
+    }
+    for memory in ["start_bytes", "first_quarter_bytes", "last_quarter_bytes", "end_bytes"] {
+        assert!(report["resident_memory"][memory].as_u64().unwrap() > 0, "{report}");
+    }
+    assert!(report["scheduler"]["step_p99_us"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["fault_count"], 0, "{report}");
+}
+
+#[test]
 fn many_sessions_are_measured_against_one_and_while_prompts_arrive() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny_llama().with_file_name("tiny-llama-3.1");

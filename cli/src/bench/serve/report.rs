@@ -8,7 +8,7 @@ use tonic_types::StatusExt as _;
 
 use super::plan::StreamPlan;
 use super::stream::{End, Outcome};
-use super::watch::{Held, Memory, Most};
+use super::watch::{Held, Memory, Most, Overhead};
 use crate::bench::histogram::{Histogram, Quantiles};
 use crate::generate::finish_reason_name;
 use crate::output;
@@ -52,6 +52,7 @@ pub(super) struct Report {
     pub(super) held_before: Held,
     pub(super) held_after: Held,
     pub(super) resident_memory: Memory,
+    pub(super) scheduler: Overhead,
     /// How many things were wrong, and the first of them.
     pub(super) fault_count: u64,
     pub(super) faults: Vec<String>,
@@ -68,6 +69,7 @@ pub(super) struct Surroundings {
     pub(super) held_before: Held,
     pub(super) held_after: Held,
     pub(super) memory: Memory,
+    pub(super) scheduler: Overhead,
 }
 
 impl Tally {
@@ -132,6 +134,7 @@ impl Tally {
             held_before: of.held_before,
             held_after: of.held_after,
             resident_memory: of.memory,
+            scheduler: of.scheduler,
             fault_count: self.fault_count,
             faults: self.faults,
         }
@@ -159,11 +162,27 @@ impl Report {
             self.most.sessions,
             output::bytes(self.most.kv_bytes_used)
         );
+        let held = self.held_after;
         println!(
-            "{:20} {} in the first quarter, {} in the last",
+            "{:20} {} running, {} waiting, {} sessions, {} of keys and values",
+            "held at the end",
+            held.running,
+            held.waiting,
+            held.sessions,
+            output::bytes(held.kv_bytes_used)
+        );
+        let memory = self.resident_memory;
+        println!(
+            "{:20} {} at the start, {} in the first quarter, {} in the last, {} at the end",
             "resident memory",
-            output::bytes(self.resident_memory.first_quarter_bytes),
-            output::bytes(self.resident_memory.last_quarter_bytes)
+            output::bytes(memory.start_bytes),
+            output::bytes(memory.first_quarter_bytes),
+            output::bytes(memory.last_quarter_bytes),
+            output::bytes(memory.end_bytes)
+        );
+        println!(
+            "{:20} p99 {} µs a step, {} µs for its output; {} preemptions",
+            "scheduler", self.scheduler.step_p99_us, self.scheduler.output_p99_us, self.scheduler.preemptions
         );
         self.faults.iter().for_each(|fault| println!("FAULT {fault}"));
     }

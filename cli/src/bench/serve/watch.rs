@@ -31,12 +31,28 @@ pub(super) struct Most {
     pub(super) kv_bytes_used: u64,
 }
 
-/// The memory of the executor's process, medians of a quarter of the test.
+/// The memory of the executor's process.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Memory {
+    /// When the test began.
+    pub(super) start_bytes: u64,
+    /// When nothing was left of it.
+    pub(super) end_bytes: u64,
+    /// Medians of a quarter of the test: the first is what warming up took.
     pub(super) first_quarter_bytes: u64,
     pub(super) last_quarter_bytes: u64,
     pub(super) flat: bool,
+}
+
+/// What its schedulers cost, of the engine where it is the most.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Overhead {
+    /// The 99th percentile of what is added to a step beside the model and the choice of tokens, in microseconds.
+    pub(super) step_p99_us: u64,
+    /// The same of choosing tokens, turning them into text and sending them.
+    pub(super) output_p99_us: u64,
+    /// Generations whose cache was taken for others and computed again, since the executor's start.
+    pub(super) preemptions: u64,
 }
 
 /// What an executor holds when nothing runs.
@@ -67,12 +83,19 @@ impl Watched {
         self.most
     }
 
-    pub(super) fn memory(&self) -> Memory {
+    /// With what is resident at the end.
+    pub(super) fn memory(&self, end_bytes: u64) -> Memory {
         let quarter = self.resident.len().div_ceil(4);
         let first = median(&self.resident[..quarter]);
         let last = median(&self.resident[self.resident.len() - quarter..]);
         let allowed = first + (first as f64 * GROWTH) as u64 + GROWTH_BYTES;
-        Memory { first_quarter_bytes: first, last_quarter_bytes: last, flat: last <= allowed }
+        Memory {
+            start_bytes: self.resident.first().copied().unwrap_or(0),
+            end_bytes,
+            first_quarter_bytes: first,
+            last_quarter_bytes: last,
+            flat: last <= allowed,
+        }
     }
 }
 
@@ -81,6 +104,17 @@ pub(super) async fn held(executor: &mut ExecutorClient<Channel>) -> Result<Held,
     let GetLoadResponse { running, waiting, sessions, kv_bytes_used, .. } =
         executor.get_load(GetLoadRequest {}).await?.into_inner();
     Ok(Held { running, waiting, sessions, kv_bytes_used })
+}
+
+/// What is resident in the executor's process, and what its schedulers cost.
+pub(super) async fn end(executor: &mut ExecutorClient<Channel>) -> Result<(u64, Overhead), Status> {
+    let load = executor.get_load(GetLoadRequest {}).await?.into_inner();
+    let overhead = Overhead {
+        step_p99_us: load.scheduler_overhead_p99_us,
+        output_p99_us: load.output_p99_us,
+        preemptions: load.preemptions,
+    };
+    Ok((load.resident_memory_bytes, overhead))
 }
 
 /// Waits until the executor holds what it did before, at most for `patience`; what it holds then.
@@ -110,7 +144,7 @@ mod tests {
     use super::*;
 
     fn memory(resident: &[u64]) -> Memory {
-        Watched { most: Most::default(), resident: resident.iter().map(|mib| mib << 20).collect() }.memory()
+        Watched { most: Most::default(), resident: resident.iter().map(|mib| mib << 20).collect() }.memory(0)
     }
 
     #[test]
