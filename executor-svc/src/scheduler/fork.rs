@@ -12,9 +12,14 @@ use crate::session::KvCache;
 pub struct PromptBlocks(Arc<Vec<KvBlock>>);
 
 impl PromptBlocks {
+    /// How many tokens' they are.
+    pub(super) fn tokens(&self) -> usize {
+        self.0.last().map_or(0, |block| block.positions().end)
+    }
+
     /// Takes them into an empty cache; how many tokens that were. Where anything fails, the rest is left to be computed.
     pub(super) fn take_in(&self, cache: &mut KvCache, model: &dyn Model) -> usize {
-        let tokens = self.0.last().map_or(0, |block| block.positions().end);
+        let tokens = self.tokens();
         if tokens == 0 || !cache.is_empty() || cache.reserve(tokens).is_err() {
             return 0;
         }

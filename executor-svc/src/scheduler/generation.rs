@@ -10,7 +10,7 @@ use roundhouse_text::{ChatMessage, Tokenizer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::fork::Forks;
+use super::fork::{Forks, PromptBlocks};
 use super::measured::Measured;
 use super::prompt_scores::PromptScores;
 use super::request::{Delta, Finish, FinishReason, GenerateError, Request};
@@ -101,6 +101,13 @@ impl Generation {
     pub(super) fn pending(&mut self) -> usize {
         let not_needed = usize::from(self.makes_no_tokens());
         self.state().map_or(0, |state| (state.tokens.len() - state.cache.len()).saturating_sub(not_needed))
+    }
+
+    /// Tokens that its empty cache will take in before it computes anything.
+    pub(super) fn forked(&mut self) -> usize {
+        let is_empty = self.state().is_some_and(|state| state.cache.is_empty());
+        let blocks = self.request.prompt_blocks.as_ref().filter(|_| is_empty);
+        blocks.map_or(0, PromptBlocks::tokens)
     }
 
     /// Takes what others have computed of its history into its cache, before its first step and when the cache was dropped

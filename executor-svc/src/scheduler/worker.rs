@@ -305,6 +305,7 @@ impl Active {
         let generation = &mut self.generation;
         let (pending, ready, scored) =
             (generation.pending(), generation.has_room(now), generation.is_scored());
+        let forked = generation.forked().min(pending.saturating_sub(1));
         let cache = generation.state().map(|state| &state.cache);
         let (cached, capacity, held) =
             cache.map_or((0, 0, 0), |cache| (cache.len(), cache.capacity(), cache.reserved()));
@@ -314,8 +315,8 @@ impl Active {
             priority: self.priority,
             age: now.saturating_duration_since(self.queued),
             status: self.status,
-            cached,
-            pending,
+            cached: cached + forked,
+            pending: pending - forked,
             capacity,
             held,
             ready,
