@@ -221,11 +221,13 @@ struct Seen {
     first_token: Option<Duration>,
     last: Option<Instant>,
     gaps: Vec<Duration>,
+    /// Of the last message. Reading may stop between that and the end of the stream, and go on later.
+    finished: Option<FinishReason>,
 }
 
 impl Seen {
     fn new(started: Instant) -> Self {
-        Self { started, tokens: 0, first_token: None, last: None, gaps: Vec::new() }
+        Self { started, tokens: 0, first_token: None, last: None, gaps: Vec::new(), finished: None }
     }
 
     /// Reads to the end, or so many messages: then there is no end yet.
@@ -235,11 +237,10 @@ impl Seen {
         behaviour: Behaviour,
         most: u32,
     ) -> Result<Option<End>, Status> {
-        let mut finished = None;
         let mut paused = Duration::ZERO;
         let mut messages = 0;
         while let Some(message) = stream.message().await? {
-            if finished.is_some() {
+            if self.finished.is_some() {
                 return Ok(Some(End::Wrong("a message after the last one".to_owned())));
             }
             self.take(&message, matches!(behaviour, Behaviour::ReadSlowly(_)));
@@ -249,10 +250,10 @@ impl Seen {
                     let what = format!("{} tokens came, the usage says {}", self.tokens, usage.output_tokens);
                     return Ok(Some(End::Wrong(what)));
                 }
-                finished = Some(message.finish_reason());
+                self.finished = Some(message.finish_reason());
             }
             messages += 1;
-            if messages >= most && finished.is_none() {
+            if messages >= most && self.finished.is_none() {
                 return Ok(None);
             }
             if let Behaviour::ReadSlowly(pause) = behaviour
@@ -262,9 +263,8 @@ impl Seen {
                 tokio::time::sleep(pause).await;
             }
         }
-        Ok(Some(
-            finished.map_or_else(|| End::Wrong("an end without a last message".to_owned()), End::Finished),
-        ))
+        let missing = || End::Wrong("an end without a last message".to_owned());
+        Ok(Some(self.finished.map_or_else(missing, End::Finished)))
     }
 
     fn take(&mut self, message: &GenerateResponse, slowly: bool) {
