@@ -5,6 +5,7 @@
 
 mod batching;
 mod cold_start;
+mod decode;
 mod histogram;
 mod serve;
 mod sessions;
@@ -46,6 +47,8 @@ enum BenchCommand {
     ColdStart(cold_start::ColdStartArgs),
     /// Sessions at a time against one alone, and streams while prompts arrive.
     Batching(batching::BatchingArgs),
+    /// The whole way of tokens, gRPC included: load, first token, one stream, and sessions that decode together.
+    Decode(decode::DecodeArgs),
     /// Many clients that behave in every way, for a time: every stream ends as it should and nothing is left.
     #[command(visible_alias = "soak")]
     Serve(serve::ServeArgs),
@@ -123,6 +126,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
         BenchCommand::Cpu(args) => cpu(args).await,
         BenchCommand::ColdStart(args) => cold_start::run(args).await,
         BenchCommand::Batching(args) => batching::run(args).await,
+        BenchCommand::Decode(args) => decode::run(args).await,
         BenchCommand::Serve(args) => serve::run(args).await,
         BenchCommand::Sessions(args) => sessions::run(args).await,
     }

@@ -59,6 +59,9 @@ pub(super) struct ServeArgs {
     /// How many seconds a stream may take.
     #[arg(long, default_value_t = 120)]
     bound_seconds: u64,
+    /// Every client leaves: cancels, drops its stream, breaks its connection or deletes its session.
+    #[arg(long)]
+    only_leaving: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -87,6 +90,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         vocab_size: loaded.vocab_size,
         prompt_tokens: up_to(args.max_prompt_tokens),
         new_tokens: up_to(args.max_new_tokens),
+        only_leaving: args.only_leaving,
     };
 
     let held_before = watch::held(&mut target.control()).await?;

@@ -69,6 +69,12 @@ impl Constrained {
         self.constraints = constraints;
     }
 
+    /// Whether they leave all logits as they are.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Constraints { logit_bias, bad_words } = &self.constraints;
+        self.ngram == 0 && logit_bias.is_empty() && bad_words.is_empty()
+    }
+
     fn looks_back(&self) -> bool {
         self.ngram > 0 || self.constraints.bad_words.iter().any(|word| word.len() > 1)
     }

@@ -49,6 +49,9 @@ pub enum SamplingError {
         /// Its logit.
         value: f32,
     },
+    /// As [`SamplingError::LogitNotFinite`], of logits that only the device has seen.
+    #[error("a logit is NaN or infinite")]
+    LogitsNotFinite,
     /// No logits, or all of them suppressed.
     #[error("the request's restrictions leave no token to choose from")]
     NoCandidate,

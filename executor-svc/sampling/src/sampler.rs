@@ -78,6 +78,13 @@ impl Sampler {
         self
     }
 
+    /// Whether it chooses the largest of the model's logits, the lower token among equals, whatever came before: then
+    /// others can find it, and say so with [`Sampler::accept`].
+    #[must_use]
+    pub fn takes_the_largest(&self) -> bool {
+        self.filters.is_none() && self.constrained.is_empty() && !self.penalties.is_active()
+    }
+
     /// Tokens of the prompt, for the repetition penalty and for n-grams.
     pub fn push_prompt(&mut self, tokens: &[u32]) {
         self.constrained.push_prompt(tokens);
@@ -289,6 +296,28 @@ mod tests {
         for _ in 0..20 {
             let expected = original.sample(&mut logits.clone(), Restriction::default(), None).unwrap();
             assert_eq!(fork.sample(&mut logits.clone(), Restriction::default(), None).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn only_a_plain_greedy_sampler_takes_the_largest() {
+        let greedy = SamplingParams::default();
+        assert!(sampler(greedy).takes_the_largest());
+        assert!(sampler(SamplingParams { top_k: Some(3), seed: Some(1), ..greedy }).takes_the_largest());
+        for params in [
+            SEEDED,
+            SamplingParams { repetition_penalty: Some(1.1), ..greedy },
+            SamplingParams { presence_penalty: Some(0.5), ..greedy },
+            SamplingParams { frequency_penalty: Some(-0.5), ..greedy },
+            SamplingParams { no_repeat_ngram_size: Some(2), ..greedy },
+        ] {
+            assert!(!sampler(params).takes_the_largest(), "{params:?}");
+        }
+        for constraints in [
+            Constraints { logit_bias: vec![(0, 1.0)], ..Constraints::default() },
+            Constraints { bad_words: vec![vec![1]], ..Constraints::default() },
+        ] {
+            assert!(!sampler(greedy).with_constraints(constraints).takes_the_largest());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::{LogitsRequest, Model, Sequence};
+use roundhouse_backend::{Cache, LogitsRequest, Model, NOT_FINITE, Sequence};
 use roundhouse_guided::{Accepted, TokenGuide};
 use roundhouse_sampling::{Restriction, Sampled, SamplingError};
 use roundhouse_text::{ChatMessage, Tokenizer};
@@ -174,6 +174,51 @@ impl Generation {
         let pending = &state.tokens[cached..cached + tokens];
         let tokens = if self.drafted.is_empty() { pending } else { &self.drafted };
         Some(Sequence { cache, tokens, request, logits })
+    }
+
+    /// How many steps it can take part in, at most `limit`, that find its tokens where the logits are: each has memory, and
+    /// its client room for each message. 0 where its next token needs more than the largest logit.
+    pub(super) fn greedy_steps(&mut self, limit: usize) -> usize {
+        let pending = self.pending();
+        let Request { sampler, limits, guide, logprobs, speculative, deltas, .. } = &self.request;
+        let is_plain = sampler.takes_the_largest() && guide.is_none() && logprobs.is_none();
+        if !is_plain || speculative.is_some() || self.output_tokens < limits.min_tokens || pending != 1 {
+            return 0;
+        }
+        // The client's last place is for the end.
+        let room = deltas.capacity().saturating_sub(1);
+        let left = limits.max_tokens.saturating_sub(self.output_tokens);
+        let Some(state) = self.request.lease.state() else { return 0 };
+        let places = state.cache.capacity().saturating_sub(state.tokens.len());
+        let steps = limit.min(room).min(left).min(places).max(1);
+        let has_memory = state.cache.reserve(state.cache.len() + steps).is_ok();
+        if has_memory { steps } else { 1 }
+    }
+
+    /// Its cache and its pending token, for steps that find its tokens: [`Generation::end_run`] takes the cache back.
+    pub(super) fn begin_run(&mut self) -> Option<(Box<dyn Cache>, u32)> {
+        let state = self.request.lease.state()?;
+        let token = *state.tokens.last()?;
+        Some((state.cache.lend()?, token))
+    }
+
+    /// Takes its cache back, and what it holds beyond the history out of it.
+    pub(super) fn end_run(&mut self, cache: Box<dyn Cache>) {
+        if let Some(state) = self.request.lease.state() {
+            state.cache.give_back(cache);
+            // The last token is chosen and not computed.
+            state.cache.truncate(state.tokens.len().saturating_sub(1));
+        }
+    }
+
+    /// Takes a token that was found where the logits are, and tells the client of it.
+    pub(super) fn take(&mut self, token: u32, now: Instant) -> Progress {
+        let mut delta = Delta::default();
+        let outcome = match token {
+            NOT_FINITE => Err(GenerateError::Sampling(Arc::new(SamplingError::LogitsNotFinite))),
+            token => self.accept(&mut delta, Sampled { token, logprob: None, top_logprobs: Vec::new() }, now),
+        };
+        self.tell(delta, outcome)
     }
 
     /// Guesses what follows the pending token, where it is the only one.
@@ -354,6 +399,16 @@ impl Generation {
             delta.text.push_str(&self.flush());
             return Ok(Some(FinishReason::GrammarComplete));
         };
+        self.accept(delta, sampled, now)
+    }
+
+    /// Adds a token and its text to the history and to `delta`. Returns why it is the last one, if it is.
+    fn accept(
+        &mut self,
+        delta: &mut Delta,
+        sampled: Sampled,
+        now: Instant,
+    ) -> Result<Option<FinishReason>, GenerateError> {
         let token = sampled.token;
         self.request.sampler.accept(token);
         self.output_tokens += 1;

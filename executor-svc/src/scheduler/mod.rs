@@ -2,6 +2,7 @@
 //!
 //! `policy` decides what is done next and knows no clock and no model; `worker` does it; `handle` is the way to it.
 
+mod decode_run;
 mod drafts;
 mod fairness;
 mod fork;

@@ -34,6 +34,11 @@ pub(super) fn advance(mut outputs: Vec<Output<'_>>, threads: usize, now: Instant
     });
 }
 
+/// What a generation is told whose own part of a step panicked.
+pub(super) fn abnormal_end() -> GenerateError {
+    GenerateError::Text("choosing the next token ended abnormally".to_owned())
+}
+
 impl Output<'_> {
     fn advance(&mut self, now: Instant) {
         let advanced = AssertUnwindSafe(|| {
@@ -43,9 +48,7 @@ impl Output<'_> {
             progress
         });
         // A fault in one generation's options ends it, and no other.
-        let progress = catch_unwind(advanced).unwrap_or_else(|_| {
-            self.generation.fail(GenerateError::Text("choosing the next token ended abnormally".to_owned()))
-        });
+        let progress = catch_unwind(advanced).unwrap_or_else(|_| self.generation.fail(abnormal_end()));
         *self.has_ended = matches!(progress, Progress::Ended);
     }
 }

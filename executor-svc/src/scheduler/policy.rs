@@ -163,6 +163,11 @@ impl Policy {
         self.pace.observe(tokens, took);
     }
 
+    /// Learns that a tenant got tokens beside those of a plan.
+    pub fn serve(&mut self, tenant: TenantId, tokens: usize) {
+        self.fairness.serve(tenant, tokens);
+    }
+
     /// Decides what is done next. With a candidate that can go on the plan has something to do, unless all memory is held
     /// by others than the candidates and idle sessions.
     ///

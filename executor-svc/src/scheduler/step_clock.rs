@@ -24,15 +24,26 @@ impl StepClock {
 
     /// Says that a step begins.
     pub(super) fn begin(&self, now: Instant) -> RunningStep<'_> {
-        let began = now.saturating_duration_since(self.origin).as_nanos();
-        self.began.store(u64::try_from(began).unwrap_or(NONE - 1).min(NONE - 1), Ordering::Release);
+        self.write(now);
         RunningStep(self)
+    }
+
+    fn write(&self, began: Instant) {
+        let began = began.saturating_duration_since(self.origin).as_nanos();
+        self.began.store(u64::try_from(began).unwrap_or(NONE - 1).min(NONE - 1), Ordering::Release);
     }
 
     /// How long the step that runs has run; `None` between steps.
     pub(super) fn elapsed(&self) -> Option<Duration> {
         let began = self.began.load(Ordering::Acquire);
         (began != NONE).then(|| self.origin.elapsed().saturating_sub(Duration::from_nanos(began)))
+    }
+}
+
+impl RunningStep<'_> {
+    /// Says that it is over and another one begins.
+    pub(super) fn again(&self, now: Instant) {
+        self.0.write(now);
     }
 }
 
@@ -53,6 +64,8 @@ mod tests {
         let step = clock.begin(Instant::now());
         let first = clock.elapsed().unwrap();
         assert!(clock.elapsed().unwrap() >= first);
+        step.again(clock.origin + Duration::from_secs(3600));
+        assert_eq!(clock.elapsed(), Some(Duration::ZERO));
         drop(step);
         assert_eq!(clock.elapsed(), None);
     }

@@ -21,12 +21,12 @@ const BLOCKED_POLL: Duration = Duration::from_millis(5);
 const MAX_OUTPUT_THREADS: usize = 8;
 
 pub(super) struct Worker {
-    parts: SchedulerParts,
-    config: SchedulerConfig,
-    policy: Policy,
+    pub(super) parts: SchedulerParts,
+    pub(super) config: SchedulerConfig,
+    pub(super) policy: Policy,
     requests: Receiver<Submitted>,
-    shared: Arc<Shared>,
-    active: Vec<Active>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) active: Vec<Active>,
     /// Buffers for logits, one a sequence of a step.
     logits: Vec<Vec<f32>>,
     next_id: u64,
@@ -34,15 +34,20 @@ pub(super) struct Worker {
 }
 
 /// A generation, and what the policy wants to know of it.
-struct Active {
-    generation: Generation,
+pub(super) struct Active {
+    pub(super) generation: Generation,
     id: u64,
-    tenant: TenantId,
+    pub(super) tenant: TenantId,
     priority: i32,
     /// Since when it waits for its first step.
     queued: Instant,
     status: Status,
-    has_ended: bool,
+    pub(super) has_ended: bool,
+}
+
+/// What generations are told whose step panicked.
+pub(super) fn abnormal_end() -> BackendError {
+    BackendError::Device { backend: "scheduler", what: "the step ended abnormally".to_owned() }
 }
 
 impl Worker {
@@ -85,6 +90,11 @@ impl Worker {
                 Err(_closed) => return false,
             }
         }
+        self.receive_now()
+    }
+
+    /// Takes the requests that are there. False when there will be no more.
+    pub(super) fn receive_now(&mut self) -> bool {
         loop {
             match self.requests.try_recv() {
                 Ok(request) => self.take(request),
@@ -138,12 +148,16 @@ impl Worker {
             return;
         }
         let prepared = Instant::now();
+        if self.decode_run(&shares, &running_step, prepared) {
+            let answered = Instant::now();
+            self.retire(|_| Progress::Running);
+            return self.note_overhead((prepared - began) + answered.elapsed());
+        }
         let outcome = self.forward(&shares, prepared);
         let computed = Instant::now();
         match outcome {
             Ok(tokens) => {
-                self.policy.observe(tokens, computed - prepared);
-                self.parts.metrics.step_time.note(computed - prepared);
+                self.observe(tokens, computed - prepared);
                 self.advance(&shares, computed);
             }
             Err(error) => self.fail(&shares, error),
@@ -151,8 +165,18 @@ impl Worker {
         let answered = Instant::now();
         self.retire(|_| Progress::Running);
         shared.output.note(answered - computed);
-        let overhead = (prepared - began) + answered.elapsed();
-        shared.overhead.note(overhead);
+        self.note_overhead((prepared - began) + answered.elapsed());
+    }
+
+    /// Notes what a step of so many tokens took.
+    pub(super) fn observe(&mut self, tokens: usize, took: Duration) {
+        self.policy.observe(tokens, took);
+        self.parts.metrics.step_time.note(took);
+    }
+
+    /// Notes what was done beside a step, or several that ran without a new plan.
+    fn note_overhead(&self, overhead: Duration) {
+        self.shared.overhead.note(overhead);
         self.parts.metrics.overhead.note(overhead);
     }
 
@@ -246,9 +270,7 @@ impl Worker {
         let tokens = batch.iter().map(|sequence| sequence.tokens.len()).sum();
         // A fault of a kernel ends the generations of this step with an error, and no others.
         let step = catch_unwind(AssertUnwindSafe(|| self.parts.model.forward(&mut batch)));
-        let step = step.unwrap_or_else(|_| {
-            Err(BackendError::Device { backend: "scheduler", what: "the step ended abnormally".to_owned() })
-        });
+        let step = step.unwrap_or_else(|_| Err(abnormal_end()));
         step.map(|()| tokens)
     }
 
@@ -271,13 +293,15 @@ impl Worker {
     }
 
     /// Ends the generations of a step that failed.
-    fn fail(&mut self, shares: &[Share], error: BackendError) {
+    pub(super) fn fail(&mut self, shares: &[Share], error: BackendError) {
         tracing::error!(%error, sequences = shares.len(), "a step failed");
         let error = Arc::new(error);
         for share in shares {
             let active = &mut self.active[share.index];
-            let ended = active.generation.fail(GenerateError::Model(Arc::clone(&error)));
-            active.has_ended = matches!(ended, Progress::Ended);
+            if !active.has_ended {
+                let ended = active.generation.fail(GenerateError::Model(Arc::clone(&error)));
+                active.has_ended = matches!(ended, Progress::Ended);
+            }
         }
     }
 

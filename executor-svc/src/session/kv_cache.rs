@@ -134,6 +134,16 @@ impl KvCache {
         }
     }
 
+    /// The cache, where there is one, for a while: without it the sequence has no tokens in it. What is reserved stays.
+    pub fn lend(&mut self) -> Option<Box<dyn Cache>> {
+        self.cache.take()
+    }
+
+    /// Takes back what [`KvCache::lend`] gave.
+    pub fn give_back(&mut self, cache: Box<dyn Cache>) {
+        self.cache = Some(cache);
+    }
+
     /// Forgets all tokens from `len` on, and more where it must: see [`Cache::truncate`]. What is reserved stays: the
     /// memory has been touched.
     pub fn truncate(&mut self, len: usize) {

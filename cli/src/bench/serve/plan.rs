@@ -56,6 +56,8 @@ pub(super) struct Ranges {
     pub(super) vocab_size: u32,
     pub(super) prompt_tokens: RangeInclusive<u32>,
     pub(super) new_tokens: RangeInclusive<u32>,
+    /// Whether every client leaves its stream.
+    pub(super) only_leaving: bool,
 }
 
 impl Behaviour {
@@ -92,7 +94,7 @@ impl Ranges {
         key[8..16].copy_from_slice(&index.to_le_bytes());
         let mut rng = ChaCha12Rng::from_seed(key);
         let in_session = rng.random_range(0..4) == 0;
-        let behaviour = behaviour(&mut rng, in_session);
+        let behaviour = behaviour(&mut rng, in_session, self.only_leaving);
         let prompt_tokens = match behaviour.leaves() {
             // Its prompt should still be read when it leaves.
             Some(Moment::After(_)) => *self.prompt_tokens.end(),
@@ -109,13 +111,18 @@ impl Ranges {
     }
 }
 
-fn behaviour(rng: &mut ChaCha12Rng, in_session: bool) -> Behaviour {
+fn behaviour(rng: &mut ChaCha12Rng, in_session: bool, only_leaving: bool) -> Behaviour {
     let moment = |rng: &mut ChaCha12Rng| match rng.random_range(0..3) {
         0 => Moment::AtOnce,
         1 => Moment::After(Duration::from_millis(rng.random_range(1..=100))),
         _ => Moment::AfterMessages(rng.random_range(1..=20)),
     };
-    match rng.random_range(0..100) {
+    let kind = if only_leaving {
+        rng.random_range(53..if in_session { 90 } else { 85 })
+    } else {
+        rng.random_range(0..100)
+    };
+    match kind {
         0..45 => Behaviour::Read,
         45..53 => Behaviour::ReadSlowly(Duration::from_millis(rng.random_range(1..=50))),
         53..69 => Behaviour::Cancel(moment(rng)),
@@ -133,7 +140,7 @@ mod tests {
     use super::*;
 
     fn ranges(seed: u64) -> Ranges {
-        Ranges { seed, vocab_size: 100, prompt_tokens: 1..=40, new_tokens: 1..=9 }
+        Ranges { seed, vocab_size: 100, prompt_tokens: 1..=40, new_tokens: 1..=9, only_leaving: false }
     }
 
     #[test]
@@ -154,5 +161,16 @@ mod tests {
             seen.insert(plan.behaviour.name());
         }
         assert_eq!(seen.len(), 7, "{seen:?}");
+    }
+
+    #[test]
+    fn all_clients_leave_where_that_is_asked_for() {
+        let ranges = Ranges { only_leaving: true, ..ranges(4) };
+        let seen: BTreeSet<_> = (0..500)
+            .map(|index| ranges.plan(index).behaviour)
+            .inspect(|behaviour| assert!(behaviour.leaves().is_some()))
+            .map(Behaviour::name)
+            .collect();
+        assert_eq!(seen.len(), 4, "{seen:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! The runtime's side of a backend.
 
 use std::any::Any;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use roundhouse_engine::{BackendKind, EngineFiles, Manifest, MemoryPlan};
 
@@ -49,18 +49,29 @@ pub trait Model: Send + Sync {
     /// another model's cache) before anything ran; [`BackendError::Device`] when the device failed.
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError>;
 
-    /// Runs steps of one new token a sequence that find the next tokens where the logits are: the largest one's, the
-    /// lower one among equals. A first step appends [`GreedySequence::token`]; each of up to `steps - 1` more the token
-    /// found before. A caller that would have stopped earlier truncates the cache. Fewer steps may run; equally many of
-    /// all sequences do.
+    /// Runs steps of one new token a sequence that find the next tokens where the logits are. A first step appends
+    /// [`GreedySequence::token`]; each of up to `steps - 1` more the token found before. Fewer steps may run; equally many
+    /// of all sequences do.
+    ///
+    /// `each` is given the tokens that a step found, one a sequence, as soon as they are known; the next step may run
+    /// meanwhile. A token is the largest logit's, the lower one among equals, or [`NOT_FINITE`]. Where `each` breaks no
+    /// more steps begin; the tokens of one that has begun are still handed over.
+    ///
+    /// The caches end with the tokens but for the last one found. A caller that would have stopped earlier truncates
+    /// them.
     ///
     /// Returns false, and has done nothing, where the backend finds no tokens itself, or none for a batch like this: the
     /// default.
     ///
     /// # Errors
-    /// As [`Model::forward`].
-    fn decode_greedily(&self, batch: &mut [GreedySequence<'_>], steps: usize) -> Result<bool, BackendError> {
-        let _ = (batch, steps);
+    /// As [`Model::forward`], where the caches have no room for `steps` tokens before anything ran.
+    fn decode_greedily(
+        &self,
+        batch: &mut [GreedySequence<'_>],
+        steps: usize,
+        each: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<bool, BackendError> {
+        let _ = (batch, steps, each);
         Ok(false)
     }
 }
@@ -125,14 +136,15 @@ pub enum LogitsRequest {
     All,
 }
 
+/// What [`Model::decode_greedily`] finds where a logit is NaN or infinite.
+pub const NOT_FINITE: u32 = u32::MAX;
+
 /// One sequence's part of [`Model::decode_greedily`].
 pub struct GreedySequence<'a> {
     /// Its cache.
     pub cache: &'a mut dyn Cache,
     /// Its new token.
     pub token: u32,
-    /// The tokens found, one a step; overwritten. The last one is not in the cache yet.
-    pub found: &'a mut Vec<u32>,
 }
 
 /// One sequence's part of a step.

@@ -18,6 +18,7 @@ mod compare;
 mod engine;
 mod errors;
 mod failure;
+mod greedy;
 mod op_graphs;
 mod ops;
 mod quantized;
@@ -35,6 +36,7 @@ pub use blocks::{blocks_that_do_not_follow_are_refused, imported_blocks_go_on_as
 pub use engine::{MAX_SEQ_LEN, Source};
 pub use errors::{failed_steps_change_nothing, requests_beyond_the_engine_are_refused};
 pub use failure::Failure;
+pub use greedy::tokens_found_are_those_of_the_largest_logits;
 pub use op_graphs::{OpCase, op_cases};
 pub use ops::ops;
 pub use quantized::quantized_products_equal_the_reference;
@@ -98,6 +100,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("imported_blocks_go_on_as_computed_tokens", imported_blocks_go_on_as_computed_tokens),
     ("blocks_that_do_not_follow_are_refused", blocks_that_do_not_follow_are_refused),
     ("requests_choose_the_logits", requests_choose_the_logits),
+    ("tokens_found_are_those_of_the_largest_logits", tokens_found_are_those_of_the_largest_logits),
     ("failed_steps_change_nothing", failed_steps_change_nothing),
     ("requests_beyond_the_engine_are_refused", requests_beyond_the_engine_are_refused),
     ("builds_report_progress_and_stop_when_asked", builds_report_progress_and_stop_when_asked),

@@ -1,12 +1,13 @@
 //! A loaded engine and its steps.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, Cache, LogitsRequest, Model, Sequence};
-use roundhouse_cpu_kernels::{Reduction, ThreadPool};
+use roundhouse_backend::{BackendError, Cache, GreedySequence, LogitsRequest, Model, NOT_FINITE, Sequence};
+use roundhouse_cpu_kernels::{Isa, Reduction, ThreadPool, argmax};
 use roundhouse_engine::{CacheKind, Manifest, MemoryPlan, Precision};
 use roundhouse_graph::Graph;
 use roundhouse_weights::MappedWeights;
@@ -203,6 +204,53 @@ impl Model for CpuModel {
             own_cache(self.id, sequence.cache)?.commit(sequence.tokens);
         }
         Ok(())
+    }
+
+    fn decode_greedily(
+        &self,
+        batch: &mut [GreedySequence<'_>],
+        steps: usize,
+        each: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<bool, BackendError> {
+        for sequence in batch.iter_mut() {
+            let cache = own_cache(self.id, sequence.cache)?;
+            let (length, capacity) = (cache.begin(), cache.capacity);
+            if steps > capacity - length {
+                return Err(BackendError::CacheFull { tokens: steps, length, capacity });
+            }
+        }
+        let mut tokens: Vec<u32> = batch.iter().map(|sequence| sequence.token).collect();
+        let mut logits = vec![Vec::new(); batch.len()];
+        for _ in 0..steps {
+            let parts = batch.iter_mut().zip(tokens.chunks(1)).zip(&mut logits);
+            let mut step: Vec<Sequence<'_>> = parts
+                .map(|((sequence, tokens), logits)| Sequence {
+                    cache: &mut *sequence.cache,
+                    tokens,
+                    request: LogitsRequest::Last,
+                    logits,
+                })
+                .collect();
+            self.forward(&mut step)?;
+            tokens = logits.iter().map(|logits| likeliest(logits)).collect();
+            if each(&tokens).is_break() {
+                break;
+            }
+            if tokens.contains(&NOT_FINITE) {
+                // Nothing follows from it, and it is no token to go on with.
+                break;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The token of the largest logit.
+fn likeliest(logits: &[f32]) -> u32 {
+    if logits.iter().all(|logit| logit.is_finite()) {
+        u32::try_from(argmax(Isa::detect(), logits)).unwrap_or(NOT_FINITE)
+    } else {
+        NOT_FINITE
     }
 }
 

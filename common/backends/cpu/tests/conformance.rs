@@ -81,6 +81,11 @@ fn requests_choose_the_logits() {
 }
 
 #[test]
+fn tokens_found_are_those_of_the_largest_logits() {
+    conforms(suite::tokens_found_are_those_of_the_largest_logits);
+}
+
+#[test]
 fn imported_blocks_go_on_as_computed_tokens() {
     conforms(suite::imported_blocks_go_on_as_computed_tokens);
 }

@@ -51,6 +51,26 @@ pub(super) fn equal(
     }
 }
 
+/// Fails unless the logit of `token` is the largest of a row within the precision's tolerance.
+pub(super) fn among_the_largest(
+    case: &str,
+    precision: Precision,
+    row: &[f32],
+    token: u32,
+) -> Result<(), Failure> {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scale = row.iter().fold(1.0_f32, |scale, value| scale.max(value.abs()));
+    let found = row.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    // Both the largest and the one found may be off.
+    match found >= largest - 2.0 * tolerance(precision) * scale {
+        true => Ok(()),
+        false => Err(Failure::departure(
+            case,
+            format!("token {token} was found, whose logit is {found}; the largest is {largest}"),
+        )),
+    }
+}
+
 /// The logits that a model's graph has, by the interpreter, without a cache, in fp32, with the weights that an engine
 /// of the precision has.
 pub(super) struct Expected {

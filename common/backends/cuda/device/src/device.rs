@@ -20,6 +20,10 @@ pub struct Stream(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Graph(pub u64);
 
+/// A point in a stream's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Event(pub u64);
+
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties {
@@ -74,7 +78,8 @@ pub trait Device: Send + Sync {
     /// Gives memory back, once all that is enqueued is done.
     fn free(&self, address: u64);
 
-    /// Takes host memory that the device can copy from and to while the processor goes on; its address in this process.
+    /// Takes host memory that the device can copy from and to while the processor goes on, and kernels can write to; its
+    /// address, which is the same in this process and on the device.
     /// [`crate::Pinned`] gives it back by itself.
     ///
     /// # Errors
@@ -123,6 +128,27 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// What went wrong on it: [`DeviceError::Lost`] where a kernel failed.
     fn synchronize(&self, stream: Stream) -> Result<(), DeviceError>;
+
+    /// An event that nothing was recorded with. [`crate::OwnedEvent`] gives it back by itself.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    fn new_event(&self) -> Result<Event, DeviceError>;
+
+    /// Makes an event the point after everything that is enqueued on a stream so far.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    fn record(&self, stream: Stream, event: Event) -> Result<(), DeviceError>;
+
+    /// Waits until everything before an event is done.
+    ///
+    /// # Errors
+    /// As [`Device::synchronize`].
+    fn wait(&self, event: Event) -> Result<(), DeviceError>;
+
+    /// Gives an event back.
+    fn free_event(&self, event: Event);
 
     /// Loads an image of kernels.
     ///

@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 use cudarc::driver::sys::CUresult;
 use roundhouse_engine::ComputeCapability;
 
-use crate::device::{Device, Function, Graph, Launch, Module, Properties, Stream};
+use crate::device::{Device, Event, Function, Graph, Launch, Module, Properties, Stream};
 use crate::error::DeviceError;
 
 /// The GPU that engines run on, in the driver's order: the first. `CUDA_VISIBLE_DEVICES` chooses another one.
@@ -284,6 +284,32 @@ impl Device for Driver {
         self.enter()?;
         // SAFETY: a stream of `new_stream`, which is never destroyed.
         ok("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(raw(stream)) })
+    }
+
+    fn new_event(&self) -> Result<Event, DeviceError> {
+        self.enter()?;
+        let mut event = null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: `event` is a pointer to write to.
+        ok("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
+        Ok(Event(event as u64))
+    }
+
+    fn record(&self, stream: Stream, event: Event) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: an event of `new_event`, a stream of `new_stream`.
+        ok("cuEventRecord", unsafe { sys::cuEventRecord(event.0 as sys::CUevent, raw(stream)) })
+    }
+
+    fn wait(&self, event: Event) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: an event of `new_event`.
+        ok("cuEventSynchronize", unsafe { sys::cuEventSynchronize(event.0 as sys::CUevent) })
+    }
+
+    fn free_event(&self, event: Event) {
+        // SAFETY: an event of `new_event`; the driver waits for what still uses it.
+        self.release(|| unsafe { sys::cuEventDestroy_v2(event.0 as sys::CUevent) });
     }
 
     fn load_module(&self, image: &[u8]) -> Result<Module, DeviceError> {

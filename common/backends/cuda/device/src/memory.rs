@@ -1,8 +1,9 @@
-//! Memory that gives itself back.
+//! Memory and events that give themselves back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::{Device, DeviceError};
+use crate::{Device, DeviceError, Event};
 
 /// Memory of a device.
 pub struct Memory {
@@ -71,6 +72,24 @@ impl Pinned {
         }
     }
 
+    /// Where it begins, for kernels.
+    #[must_use]
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// What a part of it holds, as far as it has it. What the device writes there has to be written; it may still write to
+    /// the rest.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> &[u8] {
+        let range = range.start.min(self.bytes)..range.end.min(self.bytes);
+        #[expect(unsafe_code, reason = "the device has only its address")]
+        // SAFETY: as in `bytes`; the range is in it.
+        unsafe {
+            std::slice::from_raw_parts((self.address as *const u8).add(range.start), range.len())
+        }
+    }
+
     /// What it holds, to be changed. Copies from and to it have to be done.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -86,5 +105,33 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.device.free_pinned(self.address);
+    }
+}
+
+/// An event that gives itself back.
+pub struct OwnedEvent {
+    device: Arc<dyn Device>,
+    event: Event,
+}
+
+impl OwnedEvent {
+    /// One that nothing was recorded with.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    pub fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::clone(device), event: device.new_event()? })
+    }
+
+    /// It.
+    #[must_use]
+    pub const fn get(&self) -> Event {
+        self.event
+    }
+}
+
+impl Drop for OwnedEvent {
+    fn drop(&mut self) {
+        self.device.free_event(self.event);
     }
 }

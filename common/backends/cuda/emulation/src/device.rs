@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Module, Properties, Stream};
+use roundhouse_cuda_device::{
+    Device, DeviceError, Event, Function, Graph, Launch, Module, Properties, Stream,
+};
 use roundhouse_cuda_kernels::Kernel;
 use roundhouse_engine::ComputeCapability;
 
@@ -173,6 +175,20 @@ impl Device for EmulatedDevice {
     fn synchronize(&self, _stream: Stream) -> Result<(), DeviceError> {
         self.state.lock().lost.clone().map_or(Ok(()), Err)
     }
+
+    fn new_event(&self) -> Result<Event, DeviceError> {
+        Ok(Event(self.state.lock().handle()))
+    }
+
+    fn record(&self, _stream: Stream, _event: Event) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn wait(&self, _event: Event) -> Result<(), DeviceError> {
+        self.synchronize(STEPS)
+    }
+
+    fn free_event(&self, _event: Event) {}
 
     fn load_module(&self, image: &[u8]) -> Result<Module, DeviceError> {
         let kernels: Vec<Kernel> = serde_json::from_slice(image)

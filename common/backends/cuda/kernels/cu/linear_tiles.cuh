@@ -1,11 +1,11 @@
-// Products of many rows with a weight on the tensor cores: tiles of 32, 64 or 128 rows by 128 rows of the weight, 64 columns at
-// a time through shared memory, several ahead. Of a gated product every 16 rows of the weight's tile are 8 of the gate and the
+// Products of many rows with a weight on the tensor cores: tiles of 32, 64 or 128 rows by 128 or 256 rows of the weight, 64
+// columns at a time through shared memory, several ahead. Of a gated product every 16 rows of the weight's tile are 8 of the gate and the
 // 8 that belong to them, so a lane holds both.
 //
 // Where tiles alone would leave multiprocessors without work, gridDim.z blocks share one, each with a part of the columns. The
 // last of them to end, by the tile's counter, which is zero before and after, adds what all have left in `scratch`.
 
-constexpr int TILE = 128, TILE_COLUMNS = 64;
+constexpr int TILE_COLUMNS = 64;
 
 // Where 16 bytes of a tile's row are: moved so that the rows of a matrix lie in different banks.
 DEVICE int tile_offset(int row, int chunk) { return row * TILE_COLUMNS + ((chunk ^ row) & 7) * 8; }
@@ -19,7 +19,7 @@ template <bool GATED> DEVICE i64 tile_weight_row(int first, int i, int n) {
 
 // What of the weight's tile a thread brings: floats are copied behind the kernel's back; few bits are loaded ahead, and become
 // T when they are stored. Columns past the end are anything, since the activations are zeros there.
-template <typename T, typename W, bool GATED> struct WeightTile {
+template <typename T, typename W, int TILE, bool GATED> struct WeightTile {
   static constexpr int CHUNKS = TILE_COLUMNS / W::CHUNK, COUNT = TILE * CHUNKS / 256;
   uint4 bytes[COUNT];
   const u8* from[COUNT];
@@ -55,20 +55,21 @@ template <typename T, typename W, bool GATED> struct WeightTile {
     }
   }
 };
-template <typename T, bool GATED> struct WeightTile<T, FloatWeight<T>, GATED> {
-  const T* from[4];
+template <typename T, int TILE, bool GATED> struct WeightTile<T, FloatWeight<T>, TILE, GATED> {
+  static constexpr int COUNT = TILE / 32;
+  const T* from[COUNT];
   int left;  // columns from the thread's first on
 
   DEVICE WeightTile(const void* weight, int columns, int first, int n) : left(columns - threadIdx.x % 8 * 8) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < COUNT; i++) {
       const i64 row = tile_weight_row<GATED>(first, (threadIdx.x + i * 256) / 8, n);
       from[i] = static_cast<const T*>(weight) + row * columns + threadIdx.x % 8 * 8;
     }
   }
   DEVICE void load(T* tile, int k0) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < COUNT; i++) {
       T* to = tile + tile_offset((threadIdx.x + i * 256) / 8, threadIdx.x % 8);
       copy16_async(to, k0 < left ? from[i] + k0 : from[i], k0 < left);
     }
@@ -76,16 +77,16 @@ template <typename T, bool GATED> struct WeightTile<T, FloatWeight<T>, GATED> {
   DEVICE void store(T*, const void*, const void*, int) {}
 };
 
-template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void linear_tiles(LINEAR_PARAMETERS(T)) {
-  constexpr int X_ELEMENTS = ROWS * TILE_COLUMNS, W_ELEMENTS = TILE * TILE_COLUMNS, HEIGHT = ROWS / 32;
+template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DEVICE void linear_tiles(LINEAR_PARAMETERS(T)) {
+  constexpr int X_ELEMENTS = ROWS * TILE_COLUMNS, W_ELEMENTS = TILE * TILE_COLUMNS, HEIGHT = ROWS / 32, WIDTH = TILE / 32;
   constexpr int X_COPIES = ROWS / 32;
   DYNAMIC_SHARED(shared);
   T* x_shared = reinterpret_cast<T*>(shared);
   T* w_shared = x_shared + STAGES * X_ELEMENTS;
   LINEAR_EPILOGUE;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-  // A warp has half of the rows and 32 rows of the weight.
-  const int warp_row = warp / 4 * (ROWS / 2), warp_column = warp % 4 * 32;
+  // A warp has half of the rows and a quarter of the weight's.
+  const int warp_row = warp / 4 * (ROWS / 2), warp_column = warp % 4 * (TILE / 4);
   const int first_row = blockIdx.x * ROWS, first_weight = blockIdx.y * TILE;
   const int all_steps = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS, each = (all_steps + gridDim.z - 1) / gridDim.z;
   const int first_step = static_cast<int>(blockIdx.z) * each < all_steps ? blockIdx.z * each : all_steps;
@@ -100,7 +101,7 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
     x_valid[i] = row < rows;
     x_from[i] = x + static_cast<i64>(x_valid[i] ? row : 0) * x_stride + threadIdx.x % 8 * 8;
   }
-  WeightTile<T, W, E::GATED> w_tile(weight, columns, first_weight, n);
+  WeightTile<T, W, TILE, E::GATED> w_tile(weight, columns, first_weight, n);
   auto load_x = [&](int step, int stage) {
     if (step < end_step) {
       const int k0 = step * TILE_COLUMNS;
@@ -125,11 +126,11 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) load_x(first_step + i, i);
 
-  float c[HEIGHT][4][4];
+  float c[HEIGHT][WIDTH][4];
 #pragma unroll
   for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
-    for (int j = 0; j < 4; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
+    for (int j = 0; j < WIDTH; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
   }
   // Where this lane's rows of the matrices begin, and what moves their chunks.
   const int a_row = warp_row + (lane & 15), b_row = warp_column + (lane & 7) + (lane >> 4) * 8;
@@ -144,15 +145,15 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
     const T *x_tile = x_shared + stage * X_ELEMENTS, *wt = w_shared + stage * W_ELEMENTS;
 #pragma unroll
     for (int part = 0; part < 4; part++) {
-      u32 a[HEIGHT][4], b[2][4];
+      u32 a[HEIGHT][4], b[WIDTH / 2][4];
 #pragma unroll
       for (int i = 0; i < HEIGHT; i++) load_matrices(a[i], x_tile + tile_offset(a_row + i * 16, part * 2 + a_chunk));
 #pragma unroll
-      for (int j = 0; j < 2; j++) load_matrices(b[j], wt + tile_offset(b_row + j * 16, part * 2 + b_chunk));
+      for (int j = 0; j < WIDTH / 2; j++) load_matrices(b[j], wt + tile_offset(b_row + j * 16, part * 2 + b_chunk));
 #pragma unroll
       for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < WIDTH; j++) {
           multiply_tile<T>(c[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
       }
@@ -167,11 +168,11 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
     u32* counter = counters + tile;
     // A thread's sums in 16 bytes each, those of neighbours beside each other.
     float* sums = scratch + threadIdx.x * 4;
-    auto part = [&](int z, int i, int j) { return sums + ((static_cast<i64>(z) * tiles + tile) * HEIGHT * 4 + i * 4 + j) * 1024; };
+    auto part = [&](int z, int i, int j) { return sums + (((static_cast<i64>(z) * tiles + tile) * HEIGHT + i) * WIDTH + j) * 1024; };
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) store_elements<float, 4>(part(blockIdx.z, i, j), c[i][j]);
+      for (int j = 0; j < WIDTH; j++) store_elements<float, 4>(part(blockIdx.z, i, j), c[i][j]);
     }
     __threadfence();
     __syncthreads();
@@ -185,22 +186,19 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
+      for (int j = 0; j < WIDTH; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
     }
 #pragma unroll 2
     for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
-      uint4 v[HEIGHT][4];
 #pragma unroll
       for (int i = 0; i < HEIGHT; i++) {
+        uint4 v[WIDTH];
 #pragma unroll
-        for (int j = 0; j < 4; j++) v[i][j] = load16(part(z, i, j));
-      }
+        for (int j = 0; j < WIDTH; j++) v[j] = load16(part(z, i, j));
 #pragma unroll
-      for (int i = 0; i < HEIGHT; i++) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < WIDTH; j++) {
           float f[4];
-          unpack16<float>(v[i][j], f);
+          unpack16<float>(v[j], f);
 #pragma unroll
           for (int e = 0; e < 4; e++) c[i][j][e] += f[e];
         }
@@ -218,10 +216,10 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
 #pragma unroll
   for (int i = 0; i < HEIGHT; i++) {
     // What is added is loaded ahead of all stores, which it must not be moved over: it may be where they go.
-    typename E::Bias biases[4][2];
-    float residuals[4][4];
+    typename E::Bias biases[WIDTH][2];
+    float residuals[WIDTH][4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < WIDTH; j++) {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int row = first_row + warp_row + i * 16 + g + e / 2 * 8, output = output_of(j, e);
@@ -231,18 +229,18 @@ template <typename T, typename W, int ROWS, int STAGES, typename E> DEVICE void 
       }
     }
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < WIDTH; j++) {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int row = first_row + warp_row + i * 16 + g + e / 2 * 8, output = output_of(j, e);
         if (output >= n || row >= rows) continue;
-        const float up = E::GATED ? c[i][j + 1 < 4 ? j + 1 : j][e] * FACTOR : 0.f;
+        const float up = E::GATED ? c[i][j + 1 < WIDTH ? j + 1 : j][e] * FACTOR : 0.f;
         E::store(epilogue, row, output, c[i][j][e] * FACTOR, up, biases[j][e % 2], residuals[j][e]);
       }
     }
   }
 }
-#define INSTANTIATE_LINEAR_TILES(name, T, W, ROWS, STAGES, E)                       \
-  KERNEL(256, ROWS > 64 ? 1 : 2) name(LINEAR_PARAMETERS(T)) {                       \
-    linear_tiles<T, UNPACK_TYPE W, ROWS, STAGES, UNPACK_TYPE E>(LINEAR_ARGUMENTS);  \
+#define INSTANTIATE_LINEAR_TILES(name, T, W, ROWS, TILE, STAGES, E)                       \
+  KERNEL(256, ROWS > 64 ? 1 : 2) name(LINEAR_PARAMETERS(T)) {                             \
+    linear_tiles<T, UNPACK_TYPE W, ROWS, TILE, STAGES, UNPACK_TYPE E>(LINEAR_ARGUMENTS);  \
   }

@@ -6,8 +6,11 @@ DEVICE u32 ordered(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// Blocks of a row each find their largest logit; the last of them to end stores the row's, the lower token among equals. `best`
-// and `count` hold zeros before and after.
+// Above the key of any finite logit.
+constexpr u64 NOT_FINITE = ~0ull;
+
+// Blocks of a row each find their largest logit; the last of them to end stores the row's, the lower token among equals, or -1
+// where a logit is NaN or infinite. `best` and `count` hold zeros before and after.
 DEVICE void find_arg_max(const float* logits, i64 stride, int vocabulary, u64* best, u32* count, int* out) {
   DYNAMIC_SHARED(shared);
   u64* keys = reinterpret_cast<u64*>(shared);
@@ -18,8 +21,9 @@ DEVICE void find_arg_max(const float* logits, i64 stride, int vocabulary, u64* b
   u64 key = 0;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < vocabulary; i += gridDim.x * blockDim.x) {
     const float x = logits[i];
-    const u64 own = static_cast<u64>(ordered(x)) << 32 | (0xffffffffu - static_cast<u32>(i));
-    if (x == x && own > key) key = own;
+    const bool finite = x >= -3.402823466e38f && x <= 3.402823466e38f;
+    const u64 own = finite ? static_cast<u64>(ordered(x)) << 32 | (0xffffffffu - static_cast<u32>(i)) : NOT_FINITE;
+    if (own > key) key = own;
   }
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) {
@@ -37,7 +41,7 @@ DEVICE void find_arg_max(const float* logits, i64 stride, int vocabulary, u64* b
   if (atomicAdd(count + row, 1u) + 1 == gridDim.x) {
     const u64 all = atomicExch(best + row, 0ull);
     atomicExch(count + row, 0u);
-    out[row] = all == 0 ? 0 : static_cast<int>(0xffffffffu - static_cast<u32>(all));
+    out[row] = all == 0 || all == NOT_FINITE ? -1 : static_cast<int>(0xffffffffu - static_cast<u32>(all));
   }
 }
 #define INSTANTIATE_ARG_MAX(name)                                                                                    \

@@ -10,12 +10,11 @@ use crate::{Launch, kernel::Specialization};
 
 /// Warps of a block.
 const WARPS: u32 = 8;
-/// Rows of the weight of a block of [`Method::Tiles`].
-const TILE_OUTPUTS: u32 = 128;
 /// Columns of a stage of [`Method::Tiles`].
 const TILE_COLUMNS: u32 = 64;
-/// Stages of [`Method::Tiles`] in shared memory.
+/// Stages of [`Method::Tiles`] in shared memory, and of its largest tiles.
 const TILE_STAGES: u32 = 4;
+const LARGE_TILE_STAGES: u32 = 3;
 /// Blocks of [`Method::Tiles`] of few rows that a multiprocessor should have.
 const TILE_BLOCKS: u32 = 2;
 /// The most blocks that share a tile, and the fewest stages that one of them has.
@@ -62,11 +61,13 @@ pub enum Method {
         /// As of `Rows`.
         split: u32,
     },
-    /// Tensor cores, tiles of so many rows by 128 outputs in shared memory: large batches and prefill. fp16 and bf16;
+    /// Tensor cores, tiles of so many rows by so many outputs in shared memory: large batches and prefill. fp16 and bf16;
     /// columns and groups as for `Rows`.
     Tiles {
         /// 32, 64 or 128.
         rows: u32,
+        /// 128, or 256 where there are 128 rows.
+        outputs: u32,
     },
 }
 
@@ -106,11 +107,16 @@ impl Method {
                 let split = (blocks * 16 * WARPS * 9 / 10).div_ceil(outputs.max(1)).next_power_of_two();
                 Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
             }
-            17..=32 => Self::Tiles { rows: 32 },
-            33..=1023 => Self::Tiles { rows: 64 },
-            _ => Self::Tiles { rows: 128 },
+            17..=32 => Self::Tiles { rows: 32, outputs: 128 },
+            33..=1023 => Self::Tiles { rows: 64, outputs: 128 },
+            _ => Self::Tiles { rows: 128, outputs: 128 },
         }
     }
+}
+
+/// How many stages of a tile are in shared memory at once.
+const fn tile_stages(rows: u32, outputs: u32) -> u32 {
+    if rows + outputs > 256 { LARGE_TILE_STAGES } else { TILE_STAGES }
 }
 
 const fn prev_power_of_two(number: u32) -> u32 {
@@ -241,9 +247,9 @@ impl Linear {
     /// before and after. Launches of one stream may share both.
     #[must_use]
     pub fn scratch_bytes(&self, rows: u32, n: u32, multiprocessors: u32) -> u64 {
-        let Method::Tiles { rows: tile_rows } = self.method else { return 0 };
+        let Method::Tiles { rows: tile_rows, outputs } = self.method else { return 0 };
         let [x, y, z] = self.launch(rows, n, multiprocessors).grid;
-        let sums = u64::from(x) * u64::from(y) * u64::from(z) * u64::from(tile_rows * TILE_OUTPUTS) * 4;
+        let sums = u64::from(x) * u64::from(y) * u64::from(z) * u64::from(tile_rows * outputs) * 4;
         if z == 1 { 0 } else { sums }
     }
 
@@ -256,7 +262,8 @@ impl Linear {
     /// The most scratch memory that a launch needs.
     #[must_use]
     pub fn most_scratch_bytes(multiprocessors: u32) -> u64 {
-        u64::from(TILE_BLOCKS * multiprocessors) * u64::from(TILE_OUTPUTS * TILE_OUTPUTS) * 4
+        // One block of 128 rows by 256 outputs, or two of half as much.
+        u64::from(TILE_BLOCKS * multiprocessors) * 128 * 128 * 4
     }
 
     /// The launch for `rows` rows and `n` outputs of a row on a device with so many multiprocessors.
@@ -279,12 +286,12 @@ impl Linear {
                 block: WARPS * 32,
                 shared_bytes: if split == 1 { 0 } else { 4 * WARPS * 16 * tile },
             },
-            Method::Tiles { rows: tile_rows } => {
-                let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(TILE_OUTPUTS));
+            Method::Tiles { rows: tile_rows, outputs } => {
+                let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(outputs));
                 Launch {
                     grid: [x, y, self.tile_split(x * y, tile_rows, multiprocessors)],
                     block: WARPS * 32,
-                    shared_bytes: TILE_STAGES * (tile_rows + TILE_OUTPUTS) * TILE_COLUMNS * 2,
+                    shared_bytes: tile_stages(tile_rows, outputs) * (tile_rows + outputs) * TILE_COLUMNS * 2,
                 }
             }
         }
@@ -324,7 +331,7 @@ impl Specialization for Linear {
                 format!("linear_rows{rows}x{split}_{}{weight}_k{}", self.dtype, self.columns)
             }
             Method::Tensor { rows, split } => format!("linear_tensor{rows}x{split}_{}{weight}", self.dtype),
-            Method::Tiles { rows } => format!("linear_tiles{rows}_{}{weight}", self.dtype),
+            Method::Tiles { rows, outputs } => format!("linear_tiles{rows}x{outputs}_{}{weight}", self.dtype),
         };
         name.push_str(match self.prologue {
             Prologue::None => "",
@@ -382,7 +389,10 @@ impl Specialization for Linear {
                 ("INSTANTIATE_LINEAR_ROWS", format!("{}, {rows}, {split}, {prologue}", self.columns))
             }
             Method::Tensor { rows, split } => ("INSTANTIATE_LINEAR_TENSOR", format!("{rows}, {split}")),
-            Method::Tiles { rows } => ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {TILE_STAGES}")),
+            Method::Tiles { rows, outputs } => {
+                let stages = tile_stages(rows, outputs);
+                ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {outputs}, {stages}"))
+            }
         };
         let output = if epilogue.float_output { "float" } else { activation };
         format!(

@@ -9,7 +9,7 @@ use crate::{Launch, kernel::Specialization};
 const THREADS: u32 = 256;
 const SAMPLE_THREADS: u32 = 1024;
 
-/// The largest logit's token of each row, the lower one among equals; NaN is never the largest.
+/// The largest logit's token of each row, the lower one among equals; -1 where a logit of the row is NaN or infinite.
 ///
 /// `logits` are fp32, rows `stride` elements apart. `best [rows] u64` and `count [rows] u32` have to be zeros, and are
 /// afterwards; `out [rows] int`.
@@ -53,7 +53,7 @@ impl Specialization for ArgMax {
 }
 
 /// A token of each row, as [`SampleRow`] says: repetition, then frequency and presence penalty; temperature; top-k; top-p;
-/// min-p; a draw. At temperature 0 as [`ArgMax`].
+/// min-p; a draw. At temperature 0 the largest that is a number, the lower token among equals.
 ///
 /// `logits` are fp32, rows `stride` elements apart, and are changed by penalties; negative infinity is never drawn.
 /// `rows` are [`SampleRow`]s; `out [rows] int`. Where a row has `seen`, the token is counted there. A seed and a

@@ -115,6 +115,11 @@ impl CudaCache {
         }
     }
 
+    /// Appends so many tokens that are computed, where it has keys and values.
+    pub(crate) fn extend(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+
     /// Whether it can go on from its first `len` tokens.
     fn holds(&self, len: usize) -> bool {
         matches!(self.state, CacheState::Tokens(_)) || self.layout.holds(len, self.written)

@@ -1,10 +1,13 @@
 //! A plan on a device.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use roundhouse_backend::BackendError;
-use roundhouse_cuda_device::{Device, DeviceError, Function, Graph, Launch, Memory, Module, Pinned, Stream};
+use roundhouse_cuda_device::{
+    Device, DeviceError, Function, Graph, Launch, Memory, Module, OwnedEvent, Pinned, Stream,
+};
 use roundhouse_cuda_plan::{
     Argument, Attended, Greedy, Ids, LaunchContext, Plan, PlannedLaunch, Rows, StepShape, counter_bytes,
     greedy_launches, launches, scratch_bytes,
@@ -22,6 +25,9 @@ const LARGEST_RECORDED: usize = 64;
 
 /// The most steps of [`Executor::greedy`].
 pub(crate) const MOST_TURNS: usize = 16;
+
+/// Steps of [`Executor::greedy`] that are enqueued at a time: one that runs while the host sees to the one before.
+const TURNS_AHEAD: usize = 2;
 
 /// Where weights begin that are not copied from the file.
 const CONSTANT_ALIGNMENT: usize = 256;
@@ -199,9 +205,14 @@ impl Executor {
         LARGEST_RECORDED.min(self.plan.limits.tokens).min(self.plan.limits.rows)
     }
 
-    /// Runs `steps` steps of one token a sequence, the next one's tokens being the likeliest after each: all of them, by
-    /// step and sequence. No more steps than [`MOST_TURNS`].
-    pub(crate) fn greedy(&mut self, parts: &[Part<'_>], steps: usize) -> Result<Vec<u32>, DeviceError> {
+    /// Runs up to `steps` steps of one token a sequence, the next one's tokens being the likeliest after each; how many
+    /// those were. No more steps than [`MOST_TURNS`]. `each` is given the tokens of each and says whether more begin.
+    pub(crate) fn greedy(
+        &mut self,
+        parts: &[Part<'_>],
+        steps: usize,
+        each: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<usize, DeviceError> {
         let rows = parts.len().next_power_of_two();
         let shape =
             StepShape { tokens: rows, selected: rows, selects_all: true, ..shape(parts, self.logits_of_all) };
@@ -209,14 +220,23 @@ impl Executor {
         write_block(parts, shape, &mut self.block_host.bytes_mut()[..bytes]);
         self.device.copy_in(self.stream, self.block.address(), &self.block_host.bytes()[..bytes])?;
         let graph = self.graph(shape, true)?;
-        for _ in 0..steps {
-            self.device.launch_graph(self.stream, graph)?;
+        let row_bytes = rows * size_of::<u32>();
+        let (mut begun, mut done, mut steps) = (0, 0, steps.min(MOST_TURNS));
+        while done < steps {
+            while begun < steps.min(done + TURNS_AHEAD) {
+                self.device.launch_graph(self.stream, graph)?;
+                self.device.record(self.stream, self.greedy.ends[begun % TURNS_AHEAD].get())?;
+                begun += 1;
+            }
+            self.device.wait(self.greedy.ends[done % TURNS_AHEAD].get())?;
+            let found = self.greedy.found.part(done * row_bytes..(done + 1) * row_bytes);
+            let tokens: &[u32] = bytemuck::cast_slice(found);
+            done += 1;
+            if each(&tokens[..parts.len()]).is_break() {
+                steps = begun;
+            }
         }
-        let (bytes, from) = (steps * rows * size_of::<u32>(), self.greedy.address(Greedy::Found));
-        self.device.copy_out(self.stream, &mut self.greedy.host.bytes_mut()[..bytes], from)?;
-        self.device.synchronize(self.stream)?;
-        let tokens: &[u32] = bytemuck::cast_slice(&self.greedy.host.bytes()[..bytes]);
-        Ok(tokens.chunks_exact(rows).flat_map(|turn| &turn[..parts.len()]).copied().collect())
+        Ok(done)
     }
 
     fn graph(&mut self, shape: StepShape, greedy: bool) -> Result<Graph, DeviceError> {
@@ -339,21 +359,26 @@ impl Executor {
 /// What finding the likeliest tokens needs on the device.
 struct GreedyMemory {
     memory: Memory,
-    host: Pinned,
+    /// Where the last kernel of a step writes its tokens.
+    found: Pinned,
+    /// The ends of the steps that are enqueued.
+    ends: [OwnedEvent; TURNS_AHEAD],
 }
 
 impl GreedyMemory {
     const BEST: usize = 0;
     const COUNT: usize = Self::BEST + LARGEST_RECORDED * size_of::<u64>();
     const TOKENS: usize = Self::COUNT + LARGEST_RECORDED * size_of::<u32>();
-    const FOUND: usize = Self::TOKENS + LARGEST_RECORDED * size_of::<u32>();
+    const BYTES: usize = Self::TOKENS + LARGEST_RECORDED * size_of::<u32>();
     const FOUND_BYTES: usize = MOST_TURNS * LARGEST_RECORDED * size_of::<u32>();
 
     fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
-        let memory = Memory::new(device, Self::FOUND + Self::FOUND_BYTES)?;
+        let memory = Memory::new(device, Self::BYTES)?;
         device.fill(device.stream(), memory.address(), 0, memory.bytes())?;
         device.synchronize(device.stream())?;
-        Ok(Self { memory, host: Pinned::new(device, Self::FOUND_BYTES)? })
+        let (found, ends) =
+            (Pinned::new(device, Self::FOUND_BYTES)?, [OwnedEvent::new(device)?, OwnedEvent::new(device)?]);
+        Ok(Self { memory, found, ends })
     }
 
     fn address(&self, part: Greedy) -> u64 {
@@ -361,7 +386,7 @@ impl GreedyMemory {
             Greedy::Best => Self::BEST,
             Greedy::Count => Self::COUNT,
             Greedy::Tokens | Greedy::Turns => Self::TOKENS,
-            Greedy::Found => Self::FOUND,
+            Greedy::Found => return self.found.address(),
         };
         self.memory.address() + offset as u64
     }

@@ -1,5 +1,6 @@
 //! A loaded engine and its steps.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -108,13 +109,13 @@ impl CudaModel {
         executor: &mut Executor,
         batch: &mut [GreedySequence<'_>],
         steps: usize,
+        each: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<(), DeviceError> {
         let mut places = Vec::with_capacity(batch.len());
         for sequence in batch.iter_mut() {
             let Ok(cache) = CudaCache::of(self.id, sequence.cache) else { continue };
             let past = cache.committed();
             cache.reserve(&*self.device, past + steps)?;
-            cache.writes(past + steps);
             let (kv, capacity) = cache.memory();
             places.push((kv, capacity, past, sequence.token));
         }
@@ -126,16 +127,14 @@ impl CudaModel {
             rows: 1,
         });
         let parts: Vec<Part<'_>> = parts.collect();
-        let found = executor.greedy(&parts, steps)?;
-        for (index, sequence) in batch.iter_mut().enumerate() {
-            sequence.found.clear();
-            sequence.found.extend(found.iter().skip(index).step_by(parts.len()));
+        let outcome = executor.greedy(&parts, steps, each);
+        for (sequence, (_, _, past, _)) in batch.iter_mut().zip(&places) {
             let Ok(cache) = CudaCache::of(self.id, sequence.cache) else { continue };
-            // The last one found is not in the cache yet.
-            cache.commit(&[sequence.token]);
-            cache.commit(&sequence.found[..steps - 1]);
+            // Where it failed, any of them may have been written.
+            cache.writes(past + outcome.as_ref().unwrap_or(&steps));
+            cache.extend(*outcome.as_ref().unwrap_or(&0));
         }
-        Ok(())
+        outcome.map(|_| ())
     }
 
     /// What runs of each sequence. Without a cache that is all of its tokens.
@@ -267,7 +266,12 @@ impl Model for CudaModel {
         Ok(())
     }
 
-    fn decode_greedily(&self, batch: &mut [GreedySequence<'_>], steps: usize) -> Result<bool, BackendError> {
+    fn decode_greedily(
+        &self,
+        batch: &mut [GreedySequence<'_>],
+        steps: usize,
+        each: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<bool, BackendError> {
         let (executor, lost) = &mut *self.executor.lock();
         if let Some(why) = lost {
             return Err(error::failed(why.clone()));
@@ -284,7 +288,7 @@ impl Model for CudaModel {
                 return Err(BackendError::CacheFull { tokens: steps, length, capacity });
             }
         }
-        self.run_greedily(executor, batch, steps).map_err(|failure| {
+        self.run_greedily(executor, batch, steps, each).map_err(|failure| {
             if matches!(failure, DeviceError::Lost(_)) {
                 *lost = Some(failure.to_string());
             }

@@ -97,6 +97,12 @@ fn requests_choose_the_logits() {
 
 #[test]
 #[ignore = "minutes on the emulation: `make test-cuda`"]
+fn tokens_found_are_those_of_the_largest_logits() {
+    conforms(suite::tokens_found_are_those_of_the_largest_logits);
+}
+
+#[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn failed_steps_change_nothing() {
     conforms(suite::failed_steps_change_nothing);
 }

@@ -7,6 +7,7 @@ mod engine;
 #[path = "../examples/bench/goldens.rs"]
 mod goldens;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,27 +90,27 @@ fn tokens_found_on_the_device_are_those_of_the_largest_logits() {
             let kept = tokens[1].len() - 2;
             tokens[1].truncate(kept);
         }
-        let mut found = vec![vec![77; 9]; 3];
-        let parts = caches.iter_mut().zip(&tokens).zip(&mut found);
+        let parts = caches.iter_mut().zip(&tokens);
         let mut batch: Vec<GreedySequence<'_>> = parts
-            .map(|((cache, tokens), found)| GreedySequence {
-                cache: &mut **cache,
-                token: *tokens.last().unwrap(),
-                found,
-            })
+            .map(|(cache, tokens)| GreedySequence { cache: &mut **cache, token: *tokens.last().unwrap() })
             .collect();
-        assert!(model.decode_greedily(&mut batch, steps).unwrap());
+        let mut found: Vec<Vec<u32>> = Vec::new();
+        let mut each = |tokens: &[u32]| {
+            found.push(tokens.to_vec());
+            ControlFlow::Continue(())
+        };
+        assert!(model.decode_greedily(&mut batch, steps, &mut each).unwrap());
         drop(batch);
-        for (tokens, found) in tokens.iter_mut().zip(found) {
-            assert_eq!(found.len(), steps);
-            tokens.extend(found);
+        assert_eq!(found.len(), steps);
+        for (index, tokens) in tokens.iter_mut().enumerate() {
+            tokens.extend(found.iter().map(|found| found[index]));
         }
     }
     for (tokens, expected) in tokens.iter().zip(&expected) {
         assert_eq!(tokens[..], expected[..tokens.len()]);
     }
     let mut full = model.new_cache(3).unwrap();
-    let mut found = Vec::new();
-    let mut batch = [GreedySequence { cache: &mut *full, token: 1, found: &mut found }];
-    assert!(matches!(model.decode_greedily(&mut batch, 4), Err(BackendError::CacheFull { tokens: 4, .. })));
+    let mut batch = [GreedySequence { cache: &mut *full, token: 1 }];
+    let refused = model.decode_greedily(&mut batch, 4, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(refused, Err(BackendError::CacheFull { tokens: 4, .. })));
 }

@@ -92,14 +92,10 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                 }
             }
             for (rows, tile) in [(16, 32), (32, 32), (64, 64), (64, 128)] {
-                variants.push((index, rows, Method::Tiles { rows: tile }, Weight::Float));
+                variants.push((index, rows, Method::Tiles { rows: tile, outputs: 128 }, Weight::Float));
             }
             for (rows, split) in [(32, 4), (64, 4), (32, 8), (64, 8)] {
                 variants.push((index, rows, Method::Tensor { rows, split }, Weight::Float));
-            }
-            if product.n <= 8192 {
-                variants.push((index, 512, Method::Tiles { rows: 64 }, Weight::Float));
-                variants.push((index, 512, Method::Tiles { rows: 128 }, Weight::Float));
             }
         }
         if product.name.starts_with("8b") {
@@ -108,8 +104,12 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                     variants.push((index, 1, Method::Tensor { rows: 8, split }, weight));
                 }
             }
-            variants.push((index, 64, Method::Tiles { rows: 64 }, Weight::Float));
-            variants.push((index, 512, Method::Tiles { rows: 128 }, Weight::Float));
+            variants.push((index, 64, Method::Tiles { rows: 64, outputs: 128 }, Weight::Float));
+        }
+        if product.n < 100_000 {
+            for (rows, outputs) in [(64, 128), (128, 128), (128, 256)] {
+                variants.push((index, 512, Method::Tiles { rows, outputs }, Weight::Float));
+            }
         }
     }
     variants

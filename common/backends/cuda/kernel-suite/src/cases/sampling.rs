@@ -18,7 +18,7 @@ fn same_tokens(what: &str, found: &[i32], expected: &[i32]) -> Result<(), SuiteE
 fn arg_max() -> Case {
     let kernel = ArgMax {};
     let run = move |runner: &Runner| {
-        let (rows, vocabulary, stride) = (4, 5003, 5100_usize);
+        let (rows, vocabulary, stride) = (6, 5003, 5100_usize);
         let mut random = Random::new(5);
         let mut logits = random.floats(rows * stride, 10.0);
         // Two of the largest; all negative, and one that is no number.
@@ -26,17 +26,21 @@ fn arg_max() -> Case {
         logits[1234] = 20.0;
         logits[stride..2 * stride].iter_mut().for_each(|x| *x -= 30.0);
         logits[2 * stride + 7] = f32::NAN;
+        logits[4 * stride + 4999] = f32::INFINITY;
+        logits[5 * stride] = f32::NEG_INFINITY;
         // The last token, and beyond it a number that is not of the row.
         logits[3 * stride + vocabulary - 1] = 30.0;
         logits[3 * stride + vocabulary] = 40.0;
         let memory = runner.numbers(DType::F32, &logits)?;
-        let best = runner.integers(&[0; 8])?;
-        let count = runner.integers(&[0; 4])?;
+        let best = runner.integers(&[0; 12])?;
+        let count = runner.integers(&[0; 6])?;
         let expected: Vec<i32> = logits
             .chunks(stride)
             .map(|row| {
-                let most = row[..vocabulary].iter().copied().filter(|x| !x.is_nan()).fold(f32::MIN, f32::max);
-                row.iter().position(|&x| x == most).map_or(-1, |token| token as i32)
+                let row = &row[..vocabulary];
+                let most = row.iter().copied().fold(f32::MIN, f32::max);
+                let finite = row.iter().all(|x| x.is_finite());
+                row.iter().position(|&x| finite && x == most).map_or(-1, |token| token as i32)
             })
             .collect();
         // Twice: the first leaves zeros.

@@ -2,11 +2,13 @@
 //!
 //!     bench conformance                 the suite that every backend passes
 //!     bench goldens FILE                tiny models of every family against Transformers' logits
+//!     bench checkpoint FOLDER MODEL…    folders with checkpoints of random weights, which the compiler takes
 //!     bench speed FOLDER MODEL…         engines of random weights, made in FOLDER: load, TTFT, tokens a second, attention
 //!
 //! `speed` measures the bandwidth of a copy on the device in the same run. Models: see `shapes::NAMES`. NVRTC is looked
 //! for in the folders of `NVRTC_FOLDERS`, which colons part.
 
+mod checkpoint;
 mod engine;
 mod goldens;
 mod shapes;
@@ -31,6 +33,10 @@ use roundhouse_graph::{Graph, PassReport};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let ["checkpoint", folder, models @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        return checkpoint::write(Path::new(folder), models);
+    }
     let folders = std::env::var_os("NVRTC_FOLDERS").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&folders).collect();
     let nvrtc = Nvrtc::open(&LibrarySearch { path: None, folders })?;
@@ -40,7 +46,9 @@ fn main() -> anyhow::Result<()> {
         ["conformance"] => conformance(&builder),
         ["goldens", file] => goldens(&builder, Path::new(file)),
         ["speed", folder, models @ ..] => speed::measure(&builder, Path::new(folder), models),
-        _ => bail!("usage: bench conformance | goldens FILE | speed FOLDER MODEL…"),
+        _ => {
+            bail!("usage: bench conformance | goldens FILE | checkpoint FOLDER MODEL… | speed FOLDER MODEL…")
+        }
     }
 }
 

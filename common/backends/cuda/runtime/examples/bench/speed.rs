@@ -1,5 +1,6 @@
 //! How fast engines are.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -76,18 +77,19 @@ impl<'a> Batch<'a> {
     fn decode_greedily(&mut self, steps: usize) -> anyhow::Result<f64> {
         let mut times = Vec::new();
         let length = self.length();
-        let mut found = vec![vec![7]; self.caches.len()];
+        let mut tokens = vec![7; self.caches.len()];
         for _ in 0..NEW_TOKENS / steps {
             let started = Instant::now();
-            let parts = self.caches.iter_mut().zip(&mut found);
-            let mut batch: Vec<GreedySequence<'_>> = parts
-                .map(|(cache, found)| GreedySequence {
-                    cache: &mut **cache,
-                    token: found.last().copied().unwrap_or(7),
-                    found,
-                })
-                .collect();
-            ensure!(self.model.decode_greedily(&mut batch, steps)?, "no tokens are found on the device");
+            let parts = self.caches.iter_mut().zip(&tokens);
+            let mut batch: Vec<GreedySequence<'_>> =
+                parts.map(|(cache, &token)| GreedySequence { cache: &mut **cache, token }).collect();
+            let mut last = Vec::new();
+            let is_found = self.model.decode_greedily(&mut batch, steps, &mut |found| {
+                last = found.to_vec();
+                ControlFlow::Continue(())
+            })?;
+            ensure!(is_found, "no tokens are found on the device");
+            tokens = last;
             times.push(started.elapsed().as_secs_f64() / steps as f64);
         }
         self.truncate(length);
