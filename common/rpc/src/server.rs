@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
 
 use crate::Readiness;
 
@@ -92,11 +92,12 @@ impl Server {
             .add_service(reflection(names).build_v1alpha()?);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .add_routes(routes)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), async {
+            // The builder's own `tcp_nodelay` says nothing of connections that come this way. Without it a small message
+            // waits until the one before is acknowledged: some 40 ms.
+            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener).with_nodelay(Some(true)), async {
                 // An error means that the sender is gone, which is a reason to stop too.
                 let _ = stopped.await;
             });

@@ -176,8 +176,8 @@ impl Generation {
         Some(Sequence { cache, tokens, request, logits })
     }
 
-    /// How many steps it can take part in, at most `limit`, that find its tokens where the logits are: each has memory, and
-    /// its client room for each message. 0 where its next token needs more than the largest logit.
+    /// How many steps it can take part in, at most `limit`, that find its tokens where the logits are: there is
+    /// memory for each, and its client has room for each message. 0 where its next token needs more than the largest logit.
     pub(super) fn greedy_steps(&mut self, limit: usize) -> usize {
         let pending = self.pending();
         let Request { sampler, limits, guide, logprobs, speculative, deltas, .. } = &self.request;
@@ -190,9 +190,8 @@ impl Generation {
         let left = limits.max_tokens.saturating_sub(self.output_tokens);
         let Some(state) = self.request.lease.state() else { return 0 };
         let places = state.cache.capacity().saturating_sub(state.tokens.len());
-        let steps = limit.min(room).min(left).min(places).max(1);
-        let has_memory = state.cache.reserve(state.cache.len() + steps).is_ok();
-        if has_memory { steps } else { 1 }
+        let memory = state.cache.reserved_tokens().saturating_sub(state.cache.len());
+        limit.min(room).min(left).min(places).min(memory).max(1)
     }
 
     /// Its cache and its pending token, for steps that find its tokens: [`Generation::end_run`] takes the cache back.

@@ -106,6 +106,12 @@ impl KvCache {
         self.reservation.bytes()
     }
 
+    /// Tokens whose memory it has reserved.
+    #[must_use]
+    pub fn reserved_tokens(&self) -> usize {
+        self.cost.tokens_in(self.reserved(), self.capacity)
+    }
+
     /// Reserves the memory of so many tokens.
     ///
     /// # Errors
@@ -213,7 +219,7 @@ mod tests {
         let mut cache = KvCache::new(cost, 199, &memory).unwrap();
         assert_eq!((cache.reserved(), cache.len(), cache.capacity()), (0, 0, 199));
         cache.reserve(65).unwrap();
-        assert_eq!(memory.used(), 1280);
+        assert_eq!((memory.used(), cache.reserved_tokens()), (1280, 128));
         assert_eq!((cache.clear(), memory.used()), (1280, 0));
     }
 }

@@ -1,10 +1,12 @@
-// Puts the parts of split attention together. A block does one query head of a row.
+// Puts the parts of split attention together. A block does one query head of a row: groups of as many threads as a head has
+// elements each add up some of the parts, so that many loads are under way.
 
 template <typename T>
 DEVICE void attention_combine(const float* partial, int splits, int head_dim, const int* row_sequence,
                               const Sequence* sequences, int max_rows, int window, T* out, int out_stride) {
   DYNAMIC_SHARED(shared);
-  float* factors = reinterpret_cast<float*>(shared);
+  float* sums = reinterpret_cast<float*>(shared);
+  float* factors = sums + blockDim.x;
   launch_dependents();
   wait_for_previous();
   const int head = blockIdx.x, row = blockIdx.y;
@@ -28,15 +30,22 @@ DEVICE void attention_combine(const float* partial, int splits, int head_dim, co
   }
   weight = warp_sum(weight);
   __syncthreads();
-  for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
+  const int groups = blockDim.x / head_dim, group = threadIdx.x / head_dim, d = threadIdx.x % head_dim;
+  if (group < groups) {
     float sum = 0.f;
 #pragma unroll 8
-    for (int i = 0; i < active; i++) sum += factors[i] * parts[i * stride + d];
+    for (int i = group; i < active; i += groups) sum += factors[i] * parts[i * stride + d];
+    sums[threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (group == 0) {
+    float sum = 0.f;
+    for (int i = 0; i < groups; i++) sum += sums[i * head_dim + d];
     out[static_cast<i64>(row) * out_stride + head * head_dim + d] = from_float<T>(sum / weight);
   }
 }
 #define INSTANTIATE_ATTENTION_COMBINE(name, T)                                                                      \
-  KERNEL(128, 8) name(const float* partial, int splits, int head_dim, const int* row_sequence,                      \
+  KERNEL(512, 2) name(const float* partial, int splits, int head_dim, const int* row_sequence,                      \
                       const Sequence* sequences, int max_rows, int window, T* out, int out_stride) {                \
     attention_combine<T>(partial, splits, head_dim, row_sequence, sequences, max_rows, window, out, out_stride);    \
   }

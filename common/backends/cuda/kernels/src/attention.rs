@@ -19,7 +19,10 @@ const MAX_SPLITS: u32 = 128;
 const DECODE_WARPS: u32 = 4;
 const PREFILL_WARPS: u32 = 4;
 const PREFILL_STAGES: u32 = 2;
-const COMBINE_THREADS: u32 = 128;
+/// Threads of a block of [`AttentionCombine`] of many parts.
+const COMBINE_THREADS: u32 = 512;
+/// Where loading parts one after the other takes longer than more threads do.
+const MANY_SPLITS: u32 = 16;
 
 /// What the scores are computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -157,8 +160,10 @@ pub struct AttentionCombine {
 impl AttentionCombine {
     /// One block a query head of a row.
     #[must_use]
-    pub fn launch(&self, rows: u32, heads: u32) -> Launch {
-        Launch { grid: [heads, rows, 1], block: COMBINE_THREADS, shared_bytes: MAX_SPLITS * 4 }
+    pub fn launch(&self, rows: u32, heads: u32, head_dim: u32, splits: u32) -> Launch {
+        let few = head_dim.next_multiple_of(32).max(128);
+        let block = if splits < MANY_SPLITS { few } else { COMBINE_THREADS };
+        Launch { grid: [heads, rows, 1], block, shared_bytes: (MAX_SPLITS + block) * 4 }
     }
 }
 

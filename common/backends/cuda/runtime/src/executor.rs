@@ -184,8 +184,10 @@ impl Executor {
                 self.device.launch_graph(self.stream, graph)?;
             }
             None => {
-                for ready in self.ready(shape)? {
-                    self.launch(&ready)?;
+                // One by one: the device works on the first while the host prepares the others.
+                let layout = BlockLayout::new(shape);
+                for planned in self.planned(shape)? {
+                    self.launch(&self.resolve(planned, layout)?)?;
                 }
             }
         }
@@ -279,10 +281,13 @@ impl Executor {
     }
 
     fn ready(&self, shape: StepShape) -> Result<Vec<Ready>, DeviceError> {
-        let planned = launches(&self.plan, shape, self.context);
-        let planned = planned.map_err(|error| DeviceError::Failed(error.to_string()))?;
         let layout = BlockLayout::new(shape);
-        planned.into_iter().map(|planned| self.resolve(planned, layout)).collect()
+        self.planned(shape)?.into_iter().map(|planned| self.resolve(planned, layout)).collect()
+    }
+
+    fn planned(&self, shape: StepShape) -> Result<Vec<PlannedLaunch>, DeviceError> {
+        let planned = launches(&self.plan, shape, self.context);
+        planned.map_err(|error| DeviceError::Failed(error.to_string()))
     }
 
     fn resolve(&self, planned: PlannedLaunch, layout: BlockLayout) -> Result<Ready, DeviceError> {

@@ -357,7 +357,7 @@ impl Bench<'_> {
             let combine = AttentionCombine { dtype: DTYPE };
             launches.push(self.ready(
                 combine.clone(),
-                combine.launch(batch, q_heads),
+                combine.launch(batch, q_heads, heads.head_dim, splits),
                 &[
                     Argument::from(&self.scratch),
                     Argument::from(splits as usize),

@@ -47,6 +47,11 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(decode(ring.clone(), 1, 1));
         cases.push(decode(Shape { ring_rows: 0, ..ring }, 4, 1));
     }
+    // So many parts that groups of threads add them up.
+    for head_dim in [64, 80] {
+        let long = Shape { sequences: vec![(1200, 1), (3, 1)], ..plain(DType::F16, head_dim, 2) };
+        cases.push(decode(long, 20, 1));
+    }
     // Types take turns here: the kernels differ by the width of heads.
     for (i, (head_dim, group)) in [(128, 7), (256, 4), (64, 16), (96, 12), (40, 8)].into_iter().enumerate() {
         cases.push(decode(plain(HALVES[i % 2], head_dim, group), 3, 1));
@@ -250,7 +255,7 @@ fn decode(shape: Shape, splits: u32, max_rows: usize) -> Case {
         if splits > 1 {
             runner.launch(
                 &combine.clone().into(),
-                combine.launch(rows, q_heads),
+                combine.launch(rows, q_heads, shape.head_dim as u32, splits),
                 arguments![
                     &partial,
                     splits as usize,

@@ -165,7 +165,7 @@ impl Launcher<'_> {
 
         if splits > 1 {
             let combine = AttentionCombine { dtype: self.plan.dtype };
-            let launch = combine.launch(rows, heads);
+            let launch = combine.launch(rows, heads, count(attend.head_dim)?, splits);
             let mut arguments = vec![Scratch, Int(int(splits as usize)?), Int(int(attend.head_dim)?)];
             arguments.extend([RowSequence, Sequences, Int(max_rows), window_argument(attend)?]);
             arguments.extend(to);
