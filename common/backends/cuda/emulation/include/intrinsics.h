@@ -148,6 +148,36 @@ inline void load_matrices_of(u32 (&r)[4], const void* row, bool transposed) {
 inline void load_matrices(u32 (&r)[4], const void* row) { load_matrices_of(r, row, false); }
 inline void load_matrices_transposed(u32 (&r)[4], const void* row) { load_matrices_of(r, row, true); }
 
+// As on the device: rows of 128 bytes, whose 16 bytes c are at place c ^ row % 8, from a multiple of 1024 bytes on.
+template <typename T> inline float of_group_operand(const T* tile, int row, int column) {
+  const T v = tile[row * 64 + ((column / 8 ^ row) & 7) * 8 + column % 8];
+  return to_float(v);
+}
+template <typename T, int WIDTH> inline void multiply_group(float (&c)[WIDTH][4], const T* a, const T* b, int part) {
+  const auto offset = [](const T* tile) { return reinterpret_cast<const unsigned char*>(tile) - emulation::shared; };
+  if (offset(a) % 1024 != 0 || offset(b) % 1024 != 0) emulation::fault = "a tile that is not aligned";
+  emulation::Fiber* f = emulation::current;
+  const int g = f->lane >> 2, t = f->lane & 3;
+  float rows[2][16];
+  for (int half = 0; half < 2; half++) {
+    for (int k = 0; k < 16; k++) rows[half][k] = of_group_operand(a, f->warp % 4 * 16 + g + half * 8, part * 16 + k);
+  }
+  for (int j = 0; j < WIDTH; j++) {
+    for (int e = 0; e < 2; e++) {
+      for (int k = 0; k < 16; k++) {
+        const float w = of_group_operand(b, j * 8 + 2 * t + e, part * 16 + k);
+        c[j][e] += rows[0][k] * w;
+        c[j][2 + e] += rows[1][k] * w;
+      }
+    }
+  }
+}
+inline void publish_copies() {}
+inline void begin_products() {}
+inline void commit_products() {}
+template <int PENDING> inline void wait_for_products() {}
+template <int WIDTH> inline void keep_products(float (&)[WIDTH][4]) {}
+
 inline void copy16_async(void* shared, const void* global, bool valid) {
   emulation::check_aligned(shared);
   emulation::check_aligned(global);

@@ -97,9 +97,15 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "a part of a tile is left out",
-        "linear_tiles64_f16_bias_gated_gelu_residual 63x70",
+        "linear_tiles128x128_f16_bias_gated_gelu_residual 127x70",
         "int z = 0; z <",
         "int z = 1; z <",
+    ),
+    (
+        "a group of warps has another's rows",
+        "linear_warpgroups128_f16",
+        "+ warp / 4 * (64 * TILE_COLUMNS)",
+        "",
     ),
     ("the mean is not taken off", "norm_layer_f32", "(h[i + e] - mean) * factor", "h[i + e] * factor"),
     ("pairs are not rotated together", "rotary f32 None d64", "(second ? sine : -sine)", "sine"),

@@ -14,7 +14,7 @@ typedef unsigned long long u64;
 // A kernel of so many threads a block, of which so many blocks should fit a multiprocessor.
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DYNAMIC_SHARED(name)                                   \
-  extern __shared__ uint4 dynamic_shared[];                    \
+  extern __shared__ __align__(1024) uint4 dynamic_shared[];    \
   unsigned char* name = reinterpret_cast<unsigned char*>(dynamic_shared)
 
 // Programmatic dependent launch: nothing unless the launch carries the attribute. The next kernel's blocks may start once

@@ -77,6 +77,100 @@ template <typename T, int TILE, bool GATED> struct WeightTile<T, FloatWeight<T>,
   DEVICE void store(T*, const void*, const void*, int) {}
 };
 
+// Where gridDim.z blocks share a tile: leaves a block's sums, and has those of all in the last one of them, which alone is told
+// to go on.
+template <int HEIGHT, int WIDTH>
+DEVICE bool join_parts(float (&c)[HEIGHT][WIDTH][4], u32* counters, float* scratch, unsigned char* shared) {
+  if (gridDim.z == 1) return true;
+  const int tile = blockIdx.y * gridDim.x + blockIdx.x, tiles = gridDim.x * gridDim.y;
+  u32* counter = counters + tile;
+  // A thread's sums in 16 bytes each, those of neighbours beside each other.
+  float* sums = scratch + threadIdx.x * 4;
+  auto part = [&](int z, int i, int j) {
+    return sums + (((static_cast<i64>(z) * tiles + tile) * HEIGHT + i) * WIDTH + j) * 1024;
+  };
+#pragma unroll
+  for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+    for (int j = 0; j < WIDTH; j++) store_elements<float, 4>(part(blockIdx.z, i, j), c[i][j]);
+  }
+  __threadfence();
+  __syncthreads();
+  u32* last = reinterpret_cast<u32*>(shared);
+  if (threadIdx.x == 0) *last = atomicAdd(counter, 1u) + 1 == gridDim.z ? 1u : 0u;
+  __syncthreads();
+  if (*last == 0u) return false;
+  __threadfence();
+  if (threadIdx.x == 0) *counter = 0u;
+  // In the order of the parts, so that the sum does not depend on which block was last; many loads at a time.
+#pragma unroll
+  for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+    for (int j = 0; j < WIDTH; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
+  }
+  for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
+#pragma unroll
+    for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+      for (int j0 = 0; j0 < WIDTH; j0 += 4) {
+        uint4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) v[j] = load16(part(z, i, j0 + j));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float f[4];
+          unpack16<float>(v[j], f);
+#pragma unroll
+          for (int e = 0; e < 4; e++) c[i][j0 + j][e] += f[e];
+        }
+      }
+    }
+  }
+  return true;
+}
+
+// Stores products: c[i][j][e] is of row `row + 16 i + 8 (e / 2)` and of row `column + 8 j + e % 2` of the weight's tile.
+template <typename T, typename E, int HEIGHT, int WIDTH>
+DEVICE void store_products(float (&c)[HEIGHT][WIDTH][4], const EpilogueArguments& epilogue, int rows, int row, int first_weight,
+                           int column, float factor) {
+  const int n = epilogue.n;
+  // The output that products j and e of a lane belong to, or n for none.
+  auto output_of = [&](int j, int e) {
+    const int of_pair = column % 8 + e % 2, tile_column = column - column % 8 + j * 8;
+    const int output = E::GATED ? first_weight / 2 + tile_column / 2 + of_pair : first_weight + tile_column + of_pair;
+    return output < n && (!E::GATED || j % 2 == 0) ? output : n;
+  };
+#pragma unroll
+  for (int i = 0; i < HEIGHT; i++) {
+#pragma unroll
+    for (int j0 = 0; j0 < WIDTH; j0 += 4) {
+      // What is added is loaded ahead of all stores, which it must not be moved over: it may be where they go.
+      typename E::Bias biases[4][2];
+      float residuals[4][4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int at = row + i * 16 + e / 2 * 8, output = output_of(j0 + j, e);
+          const bool valid = output < n && at < rows;
+          if (e < 2) biases[j][e] = output < n ? E::template load_bias<T>(epilogue, output) : typename E::Bias{0.f, 0.f};
+          residuals[j][e] = valid ? E::template load_residual<T>(epilogue, at, output) : 0.f;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int at = row + i * 16 + e / 2 * 8, output = output_of(j0 + j, e);
+          if (output >= n || at >= rows) continue;
+          const float up = E::GATED ? c[i][(j0 + j + 1) % WIDTH][e] * factor : 0.f;
+          E::store(epilogue, at, output, c[i][j0 + j][e] * factor, up, biases[j][e % 2], residuals[j][e]);
+        }
+      }
+    }
+  }
+}
+
 template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DEVICE void linear_tiles(LINEAR_PARAMETERS(T)) {
   constexpr int X_ELEMENTS = ROWS * TILE_COLUMNS, W_ELEMENTS = TILE * TILE_COLUMNS, HEIGHT = ROWS / 32, WIDTH = TILE / 32;
   constexpr int X_COPIES = ROWS / 32;
@@ -163,82 +257,9 @@ template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DE
     load_stage = load_stage + 1 < STAGES ? load_stage + 1 : 0;
   }
 
-  if (gridDim.z > 1) {
-    const int tile = blockIdx.y * gridDim.x + blockIdx.x, tiles = gridDim.x * gridDim.y;
-    u32* counter = counters + tile;
-    // A thread's sums in 16 bytes each, those of neighbours beside each other.
-    float* sums = scratch + threadIdx.x * 4;
-    auto part = [&](int z, int i, int j) { return sums + (((static_cast<i64>(z) * tiles + tile) * HEIGHT + i) * WIDTH + j) * 1024; };
-#pragma unroll
-    for (int i = 0; i < HEIGHT; i++) {
-#pragma unroll
-      for (int j = 0; j < WIDTH; j++) store_elements<float, 4>(part(blockIdx.z, i, j), c[i][j]);
-    }
-    __threadfence();
-    __syncthreads();
-    u32* last = reinterpret_cast<u32*>(shared);
-    if (threadIdx.x == 0) *last = atomicAdd(counter, 1u) + 1 == gridDim.z ? 1u : 0u;
-    __syncthreads();
-    if (*last == 0u) return;
-    __threadfence();
-    if (threadIdx.x == 0) *counter = 0u;
-    // In the order of the parts, so that the sum does not depend on which block was last; many loads at a time.
-#pragma unroll
-    for (int i = 0; i < HEIGHT; i++) {
-#pragma unroll
-      for (int j = 0; j < WIDTH; j++) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
-    }
-#pragma unroll 2
-    for (int z = 0; z < static_cast<int>(gridDim.z); z++) {
-#pragma unroll
-      for (int i = 0; i < HEIGHT; i++) {
-        uint4 v[WIDTH];
-#pragma unroll
-        for (int j = 0; j < WIDTH; j++) v[j] = load16(part(z, i, j));
-#pragma unroll
-        for (int j = 0; j < WIDTH; j++) {
-          float f[4];
-          unpack16<float>(v[j], f);
-#pragma unroll
-          for (int e = 0; e < 4; e++) c[i][j][e] += f[e];
-        }
-      }
-    }
-  }
-
+  if (!join_parts<HEIGHT, WIDTH>(c, counters, scratch, shared)) return;
   constexpr float FACTOR = 1.f / W::template pair_factor<T>();
-  // The output that products j and e of a lane belong to, or n for none.
-  auto output_of = [&](int j, int e) {
-    const int in_tile = warp_column + j * 8 + 2 * t + e % 2;
-    const int output = E::GATED ? first_weight / 2 + (warp_column + j * 8) / 2 + 2 * t + e % 2 : first_weight + in_tile;
-    return output < n && (!E::GATED || j % 2 == 0) ? output : n;
-  };
-#pragma unroll
-  for (int i = 0; i < HEIGHT; i++) {
-    // What is added is loaded ahead of all stores, which it must not be moved over: it may be where they go.
-    typename E::Bias biases[WIDTH][2];
-    float residuals[WIDTH][4];
-#pragma unroll
-    for (int j = 0; j < WIDTH; j++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int row = first_row + warp_row + i * 16 + g + e / 2 * 8, output = output_of(j, e);
-        const bool valid = output < n && row < rows;
-        if (e < 2) biases[j][e] = output < n ? E::template load_bias<T>(epilogue, output) : typename E::Bias{0.f, 0.f};
-        residuals[j][e] = valid ? E::template load_residual<T>(epilogue, row, output) : 0.f;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < WIDTH; j++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int row = first_row + warp_row + i * 16 + g + e / 2 * 8, output = output_of(j, e);
-        if (output >= n || row >= rows) continue;
-        const float up = E::GATED ? c[i][j + 1 < WIDTH ? j + 1 : j][e] * FACTOR : 0.f;
-        E::store(epilogue, row, output, c[i][j][e] * FACTOR, up, biases[j][e % 2], residuals[j][e]);
-      }
-    }
-  }
+  store_products<T, E, HEIGHT, WIDTH>(c, epilogue, rows, first_row + warp_row + g, first_weight, warp_column + 2 * t, FACTOR);
 }
 #define INSTANTIATE_LINEAR_TILES(name, T, W, ROWS, TILE, STAGES, E)                       \
   KERNEL(256, ROWS > 64 ? 1 : 2) name(LINEAR_PARAMETERS(T)) {                             \

@@ -65,8 +65,10 @@ impl AttentionDecode {
 
     /// How many blocks should share a row's keys, so that the device is full at any length.
     #[must_use]
-    pub fn splits(rows: u32, kv_heads: u32, multiprocessors: u32) -> u32 {
-        (multiprocessors * 4).div_ceil((rows * kv_heads).max(1)).clamp(1, MAX_SPLITS)
+    pub fn splits(&self, rows: u32, kv_heads: u32, multiprocessors: u32) -> u32 {
+        // As many as a multiprocessor has registers for.
+        let blocks = if self.head_dim > 64 { 2 } else { 4 };
+        (multiprocessors * blocks).div_ceil((rows * kv_heads).max(1)).clamp(1, MAX_SPLITS)
     }
 
     /// Bytes of `partial`: fp32 `[rows, q_heads, splits, head_dim + 2]`; 0 for one split.

@@ -46,7 +46,7 @@ pub use embedding::{Embedding, SelectRows};
 pub use experts::{ExpertsDown, ExpertsGateUp};
 pub use kernel::Kernel;
 pub use launch::Launch;
-pub use linear::{Activation, Epilogue, Linear, Method, Prologue, Weight};
+pub use linear::{Activation, Epilogue, Linear, Method, Nominal, Prologue, Weight};
 pub use norm::{Norm, NormKind};
 pub use parameter::{Parameter, ParameterKind};
 pub use rotary::{HeadNorm, RotaryAppend};

@@ -8,6 +8,8 @@ use crate::parameter::{Parameter, float, int, pointer};
 use crate::source::Header;
 use crate::{Launch, kernel::Specialization};
 
+mod warpgroups;
+
 /// Warps of a block.
 const WARPS: u32 = 8;
 /// Columns of a stage of [`Method::Tiles`].
@@ -69,11 +71,26 @@ pub enum Method {
         /// 128, or 256 where there are 128 rows.
         outputs: u32,
     },
+    /// The same with the tensor cores of groups of four warps, which compute capability 9.0 has: tiles of 128 rows, weights
+    /// in the activations' type.
+    Warpgroups {
+        /// 128 or 256.
+        outputs: u32,
+    },
+}
+
+/// The device that kernels are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nominal {
+    /// Multiprocessors that share the work.
+    pub multiprocessors: u32,
+    /// Whether it has [`Method::Warpgroups`].
+    pub warpgroups: bool,
 }
 
 impl Method {
-    /// The method for `rows` rows of activations and a weight `[outputs, columns]` on a device with so many
-    /// multiprocessors. `outputs` counts weight rows: twice the outputs where gated. `normed` is whether there is a prologue.
+    /// The method for `rows` rows of activations and a weight `[outputs, columns]` on a device of the usual kind.
+    /// `outputs` counts weight rows: twice the outputs where gated. `normed` is whether there is a prologue.
     #[must_use]
     pub fn choose(
         dtype: DType,
@@ -82,7 +99,7 @@ impl Method {
         outputs: u32,
         columns: u32,
         normed: bool,
-        multiprocessors: u32,
+        Nominal { multiprocessors, warpgroups }: Nominal,
     ) -> Self {
         let halves = matches!(dtype, DType::F16 | DType::Bf16);
         let whole_groups = match weight {
@@ -108,6 +125,9 @@ impl Method {
                 Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
             }
             17..=32 => Self::Tiles { rows: 32, outputs: 128 },
+            65.. if warpgroups && weight == Weight::Float && warpgroups::pays(rows, outputs, columns) => {
+                Self::Warpgroups { outputs: warpgroups::outputs(rows, outputs, columns, multiprocessors) }
+            }
             33..=1023 => Self::Tiles { rows: 64, outputs: 128 },
             _ => Self::Tiles { rows: 128, outputs: 128 },
         }
@@ -247,7 +267,11 @@ impl Linear {
     /// before and after. Launches of one stream may share both.
     #[must_use]
     pub fn scratch_bytes(&self, rows: u32, n: u32, multiprocessors: u32) -> u64 {
-        let Method::Tiles { rows: tile_rows, outputs } = self.method else { return 0 };
+        let (tile_rows, outputs) = match self.method {
+            Method::Tiles { rows, outputs } => (rows, outputs),
+            Method::Warpgroups { outputs } => (warpgroups::ROWS, outputs),
+            _ => return 0,
+        };
         let [x, y, z] = self.launch(rows, n, multiprocessors).grid;
         let sums = u64::from(x) * u64::from(y) * u64::from(z) * u64::from(tile_rows * outputs) * 4;
         if z == 1 { 0 } else { sums }
@@ -286,6 +310,18 @@ impl Linear {
                 block: WARPS * 32,
                 shared_bytes: if split == 1 { 0 } else { 4 * WARPS * 16 * tile },
             },
+            Method::Warpgroups { outputs } => {
+                let (x, y) = (rows.div_ceil(warpgroups::ROWS), weight_rows.div_ceil(outputs));
+                let split = warpgroups::split(x * y, outputs, self.columns, multiprocessors);
+                Launch {
+                    grid: [x, y, split],
+                    block: WARPS * 32,
+                    shared_bytes: warpgroups::stages(outputs)
+                        * (warpgroups::ROWS + outputs)
+                        * TILE_COLUMNS
+                        * 2,
+                }
+            }
             Method::Tiles { rows: tile_rows, outputs } => {
                 let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(outputs));
                 Launch {
@@ -331,6 +367,7 @@ impl Specialization for Linear {
                 format!("linear_rows{rows}x{split}_{}{weight}_k{}", self.dtype, self.columns)
             }
             Method::Tensor { rows, split } => format!("linear_tensor{rows}x{split}_{}{weight}", self.dtype),
+            Method::Warpgroups { outputs } => format!("linear_warpgroups{outputs}_{}{weight}", self.dtype),
             Method::Tiles { rows, outputs } => format!("linear_tiles{rows}x{outputs}_{}{weight}", self.dtype),
         };
         name.push_str(match self.prologue {
@@ -361,6 +398,7 @@ impl Specialization for Linear {
             Method::Rows { .. } => Header::LinearRows,
             Method::Tensor { .. } => Header::LinearTensor,
             Method::Tiles { .. } => Header::LinearTiles,
+            Method::Warpgroups { .. } => Header::LinearWarpgroups,
         }
     }
 
@@ -389,6 +427,9 @@ impl Specialization for Linear {
                 ("INSTANTIATE_LINEAR_ROWS", format!("{}, {rows}, {split}, {prologue}", self.columns))
             }
             Method::Tensor { rows, split } => ("INSTANTIATE_LINEAR_TENSOR", format!("{rows}, {split}")),
+            Method::Warpgroups { outputs } => {
+                ("INSTANTIATE_LINEAR_WARPGROUPS", format!("{outputs}, {}", warpgroups::stages(outputs)))
+            }
             Method::Tiles { rows, outputs } => {
                 let stages = tile_stages(rows, outputs);
                 ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {outputs}, {stages}"))

@@ -35,7 +35,6 @@ macro_rules! headers {
 }
 
 headers! {
-    Intrinsics = "intrinsics.cuh" needs [];
     Elements = "elements.cuh" needs [];
     Reductions = "reductions.cuh" needs [];
     Step = "step.cuh" needs [];
@@ -53,6 +52,7 @@ headers! {
     LinearRows = "linear_rows.cuh" needs [Weights, Epilogue, Reductions];
     LinearTensor = "linear_tensor.cuh" needs [Weights, Epilogue];
     LinearTiles = "linear_tiles.cuh" needs [Weights, Epilogue];
+    LinearWarpgroups = "linear_warpgroups.cuh" needs [LinearTiles];
     AttentionSplit = "attention_split.cuh" needs [Elements, Reductions, Step];
     AttentionDecodeTensor = "attention_decode_tensor.cuh" needs [AttentionSplit];
     AttentionDecodeFma = "attention_decode_fma.cuh" needs [AttentionSplit];
@@ -73,13 +73,17 @@ fn add(header: Header, texts: &mut String, done: &mut BTreeSet<Header>) {
     }
 }
 
+/// What kernels need of a device: `cu/intrinsics.cuh` and, of those that have them, its groups of four warps.
+const DEVICE: &str = concat!(include_str!("../cu/intrinsics.cuh"), include_str!("../cu/warpgroups.cuh"));
+
 /// The CUDA C++ text that defines `kernels`, each once, in the order of their names.
 #[must_use]
 pub fn translation_unit(kernels: &[Kernel]) -> String {
-    translation_unit_on(Header::Intrinsics.text(), kernels)
+    translation_unit_on(DEVICE, kernels)
 }
 
-/// The same over other intrinsics than the device's: `prelude` defines what `cu/intrinsics.cuh` does.
+/// The same over other intrinsics than the device's: `prelude` defines what `cu/intrinsics.cuh`
+/// and `cu/warpgroups.cuh` do.
 #[must_use]
 pub fn translation_unit_on(prelude: &str, kernels: &[Kernel]) -> String {
     let mut texts = format!("{prelude}\n");

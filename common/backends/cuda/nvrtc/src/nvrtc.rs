@@ -7,12 +7,14 @@ use roundhouse_engine::ComputeCapability;
 use crate::library::Library;
 use crate::{NvrtcError, find};
 
+const HOPPER: ComputeCapability = ComputeCapability::new(9, 0);
+
 /// What kernels are compiled for, in ascending order.
 const TARGETS: &[ComputeCapability] = &[
     ComputeCapability::new(8, 0),
     ComputeCapability::new(8, 6),
     ComputeCapability::new(8, 9),
-    ComputeCapability::new(9, 0),
+    HOPPER,
     ComputeCapability::new(10, 0),
     ComputeCapability::new(12, 0),
 ];
@@ -47,8 +49,10 @@ impl Nvrtc {
     /// # Errors
     /// What the compiler says of the text.
     pub fn compile_text(&self, text: &str, target: ComputeCapability) -> Result<Vec<u8>, CompileError> {
+        // What Hopper alone has is in an architecture of its own.
+        let own = if target == HOPPER { "a" } else { "" };
         let options = [
-            format!("--gpu-architecture=sm_{}{}", target.major, target.minor),
+            format!("--gpu-architecture=sm_{}{}{own}", target.major, target.minor),
             "--std=c++17".to_owned(),
             "-default-device".to_owned(),
         ];

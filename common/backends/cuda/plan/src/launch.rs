@@ -11,7 +11,7 @@ mod rest;
 use std::collections::HashMap;
 
 use roundhouse_backend::BackendError;
-use roundhouse_cuda_kernels::{Advance, ArgMax, Kernel, Launch};
+use roundhouse_cuda_kernels::{Advance, ArgMax, Kernel, Launch, Nominal};
 use roundhouse_engine::ComputeCapability;
 
 use crate::plan::{ConstantId, Plan, Rows, WeightId};
@@ -108,7 +108,7 @@ pub struct StepShape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaunchContext {
     /// What kernels are made for.
-    pub nominal_multiprocessors: u32,
+    pub nominal: Nominal,
     /// What the device has.
     pub multiprocessors: u32,
 }
@@ -131,8 +131,9 @@ impl LaunchContext {
     /// What a builder knows.
     #[must_use]
     pub const fn nominal(capability: ComputeCapability) -> Self {
-        let nominal = nominal_multiprocessors(capability);
-        Self { nominal_multiprocessors: nominal, multiprocessors: nominal }
+        let multiprocessors = nominal_multiprocessors(capability);
+        let warpgroups = matches!((capability.major, capability.minor), (9, 0));
+        Self { nominal: Nominal { multiprocessors, warpgroups }, multiprocessors }
     }
 }
 
@@ -215,7 +216,8 @@ pub fn kernels(plan: &Plan, capability: ComputeCapability) -> Result<Vec<Kernel>
     let sizes = |most: usize| {
         let powers =
             (0..).map(|power| 1_usize << power).take_while(move |&size| size < 2 * most && size <= 64);
-        powers.chain((most > 64).then_some(most))
+        // Of more rows, whole tiles count.
+        powers.chain((65..most).step_by(128)).chain((most > 64).then_some(most))
     };
     for tokens in sizes(plan.limits.tokens) {
         let all = tokens.min(plan.limits.rows);

@@ -7,13 +7,14 @@ use roundhouse_cuda_kernel_suite::{Argument, Runner};
 use roundhouse_cuda_kernels::step::Sequence;
 use roundhouse_cuda_kernels::{
     Activation, AttentionCombine, AttentionDecode, AttentionPrefill, Epilogue, HeadNorm, Kernel, Launch,
-    Linear, Method, Prologue, QUERY_TILE, RotaryAppend, Weight,
+    Linear, Method, Nominal, Prologue, QUERY_TILE, RotaryAppend, Weight,
 };
 use roundhouse_graph::{DType, WeightFormat};
 
 const DTYPE: DType = DType::F16;
 const POOL_BYTES: usize = 3 << 30;
 const MULTIPROCESSORS: u32 = 132;
+const NOMINAL: Nominal = Nominal { multiprocessors: MULTIPROCESSORS, warpgroups: true };
 const RESIDUAL: Epilogue = Epilogue { residual: true, ..Epilogue::NONE };
 const GATED: Epilogue = Epilogue { gated: true, activation: Activation::Silu, ..Epilogue::NONE };
 const LOGITS: Epilogue = Epilogue { float_output: true, ..Epilogue::NONE };
@@ -110,6 +111,9 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
             for (rows, outputs) in [(64, 128), (128, 128), (128, 256)] {
                 variants.push((index, 512, Method::Tiles { rows, outputs }, Weight::Float));
             }
+            for outputs in [128, 256] {
+                variants.push((index, 512, Method::Warpgroups { outputs }, Weight::Float));
+            }
         }
     }
     variants
@@ -155,7 +159,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             product.weight_rows(),
             product.columns,
             product.prologue != Prologue::None,
-            MULTIPROCESSORS,
+            NOMINAL,
         );
         kernels.push(product.linear(method, Weight::Float).into());
     }
@@ -462,13 +466,13 @@ impl Bench<'_> {
     ) -> anyhow::Result<()> {
         let products = &PRODUCTS[first..first + 4];
         let step = self.step(heads, 1, length - 1, 1)?;
-        let splits = AttentionDecode::splits(1, heads.kv_heads, MULTIPROCESSORS);
+        let splits = decode(heads).splits(1, heads.kv_heads, MULTIPROCESSORS);
         let mut launches = Vec::new();
         let (mut place, mut total) = (0, 0);
         let mut linear = |product: &Product, launches: &mut Vec<Ready>| -> anyhow::Result<()> {
             let (rows, k) = (product.weight_rows(), product.columns);
             let normed = product.prologue != Prologue::None;
-            let method = Method::choose(DTYPE, Weight::Float, 1, rows, k, normed, MULTIPROCESSORS);
+            let method = Method::choose(DTYPE, Weight::Float, 1, rows, k, normed, NOMINAL);
             let linear = product.linear(method, Weight::Float);
             let bytes = product.bytes(Weight::Float);
             if place + bytes > POOL_BYTES {

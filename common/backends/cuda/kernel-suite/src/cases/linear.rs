@@ -53,6 +53,9 @@ pub(super) fn cases() -> Vec<Case> {
         let method = Method::Tiles { rows, outputs };
         let shape = Shape { rows: rows as usize + 3, n: 70 };
         add(HALVES[i % 2], 160, method, Prologue::None, epilogue, shape);
+        let groups = Method::Warpgroups { outputs: [128, 256][i % 2] };
+        add(HALVES[i / 2 % 2], 352, groups, Prologue::None, epilogue, Shape { rows: 131, n: 150 });
+        add(HALVES[i / 2 % 2], 1120, groups, Prologue::None, epilogue, Shape { rows: 70, n: 150 });
         // Enough columns for several blocks to share a tile, of which one has fewer.
         let shape = Shape { rows: rows as usize - 1, n: 70 };
         add(HALVES[i % 2], 800, method, Prologue::None, epilogue, shape);

@@ -24,7 +24,7 @@ pub fn scratch_bytes(plan: &Plan, context: LaunchContext) -> Result<u64, Backend
         let group = heads / kv_heads;
         let decode = AttentionDecode::new(plan.dtype, count(attend.head_dim)?, group);
         for rows in 1..=count(plan.limits.tokens)? {
-            let splits = AttentionDecode::splits(rows, kv_heads, context.multiprocessors);
+            let splits = decode.splits(rows, kv_heads, context.multiprocessors);
             most = most.max(decode.partial_bytes(rows, heads, splits));
             if splits == 1 {
                 break;
@@ -145,7 +145,7 @@ impl Launcher<'_> {
 
         let (heads, kv_heads) = (count(attend.q_heads)?, count(attend.kv_heads)?);
         let rows = count(self.shape.tokens)?;
-        let splits = AttentionDecode::splits(rows, kv_heads, self.context.multiprocessors);
+        let splits = kernel.splits(rows, kv_heads, self.context.multiprocessors);
         let kernel = AttentionDecode::new(self.plan.dtype, count(attend.head_dim)?, heads / kv_heads);
         let launch = kernel.launch(rows, heads, kv_heads, splits);
         let mut arguments = vec![

@@ -71,7 +71,7 @@ impl Launcher<'_> {
         let (outputs, columns) = (weight.rows, weight.columns);
         let dtype = weight.dtype;
         let (rows, columns_count) = (count(rows)?, count(columns)?);
-        let nominal = self.context.nominal_multiprocessors;
+        let nominal = self.context.nominal;
         let normed = linear.norm.is_some();
         let method =
             Method::choose(dtype, Weight::Float, rows, count(outputs)?, columns_count, normed, nominal);
@@ -81,7 +81,7 @@ impl Launcher<'_> {
         let inside = match method {
             Method::Any => true,
             Method::Rows { rows, .. } => rows as usize * columns * dtype.size() <= NORMED_BYTES,
-            Method::Tensor { .. } | Method::Tiles { .. } => false,
+            Method::Tensor { .. } | Method::Tiles { .. } | Method::Warpgroups { .. } => false,
         };
         if let Some((kind, buffer)) = normed.filter(|_| !inside) {
             let to = Span::of(buffer);
