@@ -145,8 +145,8 @@ impl Launcher<'_> {
 
         let (heads, kv_heads) = (count(attend.q_heads)?, count(attend.kv_heads)?);
         let rows = count(self.shape.tokens)?;
-        let splits = kernel.splits(rows, kv_heads, self.context.multiprocessors);
         let kernel = AttentionDecode::new(self.plan.dtype, count(attend.head_dim)?, heads / kv_heads);
+        let splits = kernel.splits(rows, kv_heads, self.context.multiprocessors);
         let launch = kernel.launch(rows, heads, kv_heads, splits);
         let mut arguments = vec![
             Argument::Span(attend.q),
