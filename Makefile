@@ -7,7 +7,7 @@ SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA3 := $(MODELS)/gemma-3-270m-q4_k_m.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models test-models tensorrt nvrtc build demo test test-cuda check bench clean
+.PHONY: help setup models test-models tensorrt nvrtc build demo test test-cuda check bench bench-cuda clean
 
 help: ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,10 @@ check: setup ## What CI checks beside the tests: format, lints, features, docume
 
 bench: build models ## Speed against llama.cpp, side by side (installs it by pip)
 	@scripts/bench.sh $(BINARY)
+
+bench-cuda: build nvrtc ## The CUDA backend's whole way on this machine's GPU: models of published shapes, random weights
+	$(CARGO) build --release --locked -p roundhouse-cuda-runtime --example bench
+	@scripts/bench_cuda.sh $(BINARY) $(dir $(BINARY))examples/bench /dev/shm/roundhouse-bench
 
 clean: ## Remove what was built and fetched
 	$(CARGO) clean

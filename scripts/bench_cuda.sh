@@ -10,6 +10,7 @@ set -euo pipefail
 
 roundhouse=$1 bench=$2 folder=$3
 shift 3
+mkdir -p "$folder"
 models=("$@")
 [ ${#models[@]} -gt 0 ] || models=(gpt2 qwen2.5-0.5b gemma-3-1b llama-3.2-1b llama-3.1-8b)
 backend=${BACKEND:-cuda}

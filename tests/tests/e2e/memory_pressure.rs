@@ -35,14 +35,25 @@ async fn held(executor: &Executor, session: &Session) -> u64 {
 async fn generations_that_do_not_fit_together_all_give_what_each_gives_alone() {
     const GENERATIONS: u32 = 6;
     // Each comes to need three blocks, and five are there.
-    let (executor, engine, _gate) = gated(8, |config| config.kv_memory_bytes = blocks(5)).await;
+    let (executor, engine, gate) = gated(8, |config| config.kv_memory_bytes = blocks(5)).await;
     let request = |index: u32| tokens(&prompt(index * 31, 20 + index), 150);
     let mut alone = Vec::new();
     for index in 0..GENERATIONS {
         alone.push(engine.generate(request(index)).await.unwrap().token_ids);
     }
     assert_eq!(executor.get_load().await.unwrap().preemptions, 0);
-    let together = join_all((0..GENERATIONS).map(|index| engine.generate(request(index)))).await;
+    // All are there before the first one has had more than a step.
+    gate.close();
+    let all_are_there = async {
+        loop {
+            let load = executor.get_load().await.unwrap();
+            if load.running + load.waiting == GENERATIONS {
+                break gate.open();
+            }
+        }
+    };
+    let generations = join_all((0..GENERATIONS).map(|index| engine.generate(request(index))));
+    let (together, ()) = tokio::join!(generations, all_are_there);
     let together: Vec<_> = together.into_iter().map(|generated| generated.unwrap().token_ids).collect();
     assert_eq!(together, alone);
     assert!(executor.get_load().await.unwrap().preemptions > 0);

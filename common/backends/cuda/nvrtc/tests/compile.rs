@@ -8,6 +8,7 @@ use roundhouse_cuda_kernels::{
     Linear, Method, Prologue, Sample, Weight,
 };
 use roundhouse_cuda_nvrtc::{Nvrtc, cubin};
+use roundhouse_engine::ComputeCapability;
 use roundhouse_graph::{DType, WeightFormat};
 
 #[expect(clippy::panic, reason = "a test that needs NVRTC fails without it")]
@@ -34,7 +35,7 @@ fn kernels() -> Vec<Kernel> {
         linear(14_336, Method::Rows { rows: 1, split: 8 }, Weight::Float, Prologue::None, residual),
         linear(4096, Method::Tensor { rows: 16, split: 8 }, int4, Prologue::None, residual),
         linear(4096, Method::Tiles { rows: 64, outputs: 128 }, Weight::Float, Prologue::None, gated),
-        linear(4096, Method::Tiles { rows: 128, outputs: 256 }, int4, Prologue::None, gated),
+        linear(4096, Method::Tiles { rows: 128, outputs: 128 }, int4, Prologue::None, gated),
         AttentionDecode::new(dtype, 64, 4).into(),
         AttentionDecode::new(dtype, 128, 16).into(),
         AttentionDecode::new(DType::F32, 64, 4).into(),
@@ -51,6 +52,19 @@ fn kernels_compile_for_every_target_without_spilling() {
     assert_eq!(nvrtc.version(), "nvrtc.12.9");
     let kernels = kernels();
     for target in nvrtc.targets() {
+        let mut kernels = kernels.clone();
+        if target == ComputeCapability::new(9, 0) {
+            kernels.extend([128, 256].map(|outputs| {
+                let method = Method::Warpgroups { outputs };
+                linear(
+                    4096,
+                    method,
+                    Weight::Float,
+                    Prologue::None,
+                    Epilogue { gated: true, ..Epilogue::NONE },
+                )
+            }));
+        }
         let image = nvrtc.compile(&kernels, target).unwrap();
         let resources = cubin::resources(&image).unwrap();
         for kernel in &kernels {
