@@ -55,14 +55,14 @@ fn kernels_compile_for_every_target_without_spilling() {
         let mut kernels = kernels.clone();
         if target == ComputeCapability::new(9, 0) {
             kernels.extend([128, 256].map(|outputs| {
-                let method = Method::Warpgroups { outputs };
-                linear(
-                    4096,
-                    method,
-                    Weight::Float,
-                    Prologue::None,
-                    Epilogue { gated: true, ..Epilogue::NONE },
-                )
+                Kernel::from(Linear {
+                    dtype: DType::Bf16,
+                    weight: Weight::Float,
+                    columns: 4096,
+                    method: Method::Warpgroups { outputs },
+                    prologue: Prologue::None,
+                    epilogue: Epilogue { gated: true, activation: Activation::Silu, ..Epilogue::NONE },
+                })
             }));
         }
         let image = nvrtc.compile(&kernels, target).unwrap();
