@@ -87,11 +87,8 @@ impl Target {
     pub(super) async fn run(&self, plan: &StreamPlan, bound: Duration) -> Outcome {
         let started = Instant::now();
         let mut seen = Seen::new(started);
-        let end = match tokio::time::timeout(bound, self.stream(plan, &mut seen)).await {
-            Ok(Ok(end)) => end,
-            Ok(Err(status)) => End::Status(Box::new(status)),
-            Err(_elapsed) => End::Wrong(format!("no end after {bound:?}, {} tokens came", seen.tokens)),
-        };
+        let end = self.stream(plan, bound, &mut seen).await;
+        let end = end.unwrap_or_else(|status| End::Status(Box::new(status)));
         Outcome {
             end: judged(plan, end),
             tokens: seen.tokens,
@@ -101,14 +98,17 @@ impl Target {
         }
     }
 
-    async fn stream(&self, plan: &StreamPlan, seen: &mut Seen) -> Result<End, Status> {
+    async fn stream(&self, plan: &StreamPlan, bound: Duration, seen: &mut Seen) -> Result<End, Status> {
+        let late = |seen: &Seen| End::Wrong(format!("no end after {bound:?}, {} tokens came", seen.tokens));
         if !plan.in_session {
-            return self.generate(plan, None, seen).await;
+            let end = tokio::time::timeout(bound, self.generate(plan, None, seen)).await;
+            return end.unwrap_or_else(|_elapsed| Ok(late(seen)));
         }
         let create =
             CreateSessionRequest { engine: Some(self.engine.clone()), ..CreateSessionRequest::default() };
         let session = self.control().create_session(create).await?.into_inner().id;
-        let end = self.turns(plan, &session, seen).await;
+        let end = tokio::time::timeout(bound, self.turns(plan, &session, seen)).await;
+        let end = end.unwrap_or_else(|_elapsed| Ok(late(seen)));
         let deleted = self.control().delete_session(DeleteSessionRequest { session_id: session }).await;
         match (deleted, plan.behaviour) {
             // It was the client's plan that it is gone.

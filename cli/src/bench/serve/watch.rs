@@ -31,7 +31,7 @@ pub(super) struct Most {
     pub(super) kv_bytes_used: u64,
 }
 
-/// The memory of the executor's process.
+/// The memory of the executor's process, without the prefix cache.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Memory {
     /// When the test began.
@@ -75,7 +75,7 @@ impl Watched {
             self.most.waiting = self.most.waiting.max(load.waiting);
             self.most.sessions = self.most.sessions.max(load.sessions);
             self.most.kv_bytes_used = self.most.kv_bytes_used.max(load.kv_bytes_used);
-            self.resident.push(load.resident_memory_bytes);
+            self.resident.push(own_memory(&load));
         }
     }
 
@@ -106,7 +106,7 @@ pub(super) async fn held(executor: &mut ExecutorClient<Channel>) -> Result<Held,
     Ok(Held { running, waiting, sessions, kv_bytes_used })
 }
 
-/// What is resident in the executor's process, and what its schedulers cost.
+/// What is resident in the executor's process, without the prefix cache, and what its schedulers cost.
 pub(super) async fn end(executor: &mut ExecutorClient<Channel>) -> Result<(u64, Overhead), Status> {
     let load = executor.get_load(GetLoadRequest {}).await?.into_inner();
     let overhead = Overhead {
@@ -114,7 +114,12 @@ pub(super) async fn end(executor: &mut ExecutorClient<Channel>) -> Result<(u64, 
         output_p99_us: load.output_p99_us,
         preemptions: load.preemptions,
     };
-    Ok((load.resident_memory_bytes, overhead))
+    Ok((own_memory(&load), overhead))
+}
+
+/// What is resident in the executor's process but for what requests share, which has a bound of its own and fills up to it.
+fn own_memory(load: &GetLoadResponse) -> u64 {
+    load.resident_memory_bytes.saturating_sub(load.prefix_cache_bytes_used)
 }
 
 /// Waits until the executor holds what it did before, at most for `patience`; what it holds then.

@@ -10,6 +10,7 @@ use roundhouse_cpu_kernels::{Elements, ElementsMut};
 use roundhouse_graph::DType;
 
 use crate::plan::{CacheShape, Ring};
+use crate::zeroed::Zeroed;
 
 /// What a sequence keeps between steps: its keys and values, or its tokens where the engine has no cache.
 pub(crate) struct CpuCache {
@@ -41,15 +42,8 @@ pub(crate) struct CacheTensor {
     pub(crate) head_dim: usize,
     /// Where it has fewer rows than the sequence may have positions.
     ring: Option<Ring>,
-    storage: Storage,
-}
-
-/// Half floats are kept as their bits: only for plain integers does the standard library ask the system for zeroed
-/// memory instead of writing it.
-enum Storage {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
-    Bf16(Vec<u16>),
+    dtype: DType,
+    memory: Zeroed,
 }
 
 impl CacheTensor {
@@ -57,43 +51,36 @@ impl CacheTensor {
     pub(crate) fn new(shape: CacheShape, length: usize) -> Self {
         let rows = shape.rows(length);
         let ring = shape.ring.filter(|_| rows < length);
-        let elements = shape.heads * rows * shape.head_dim;
-        let storage = match shape.dtype {
-            DType::F16 => Storage::F16(vec![0; elements]),
-            DType::Bf16 => Storage::Bf16(vec![0; elements]),
-            DType::F32 | DType::I64 | DType::Bool | DType::U8 => Storage::F32(vec![0.0; elements]),
+        let (dtype, size) = match shape.dtype {
+            dtype @ (DType::F16 | DType::Bf16) => (dtype, size_of::<u16>()),
+            DType::F32 | DType::I64 | DType::Bool | DType::U8 => (DType::F32, size_of::<f32>()),
         };
-        Self { heads: shape.heads, rows, head_dim: shape.head_dim, ring, storage }
+        let memory = Zeroed::new(shape.heads * rows * shape.head_dim * size);
+        Self { heads: shape.heads, rows, head_dim: shape.head_dim, ring, dtype, memory }
     }
 
     pub(crate) fn elements(&self) -> Elements<'_> {
-        match &self.storage {
-            Storage::F32(values) => Elements::F32(values),
-            Storage::F16(bits) => Elements::F16(bytemuck::cast_slice::<u16, f16>(bits)),
-            Storage::Bf16(bits) => Elements::Bf16(bytemuck::cast_slice::<u16, bf16>(bits)),
+        match self.dtype {
+            DType::F16 => Elements::F16(bytemuck::cast_slice::<u8, f16>(&self.memory)),
+            DType::Bf16 => Elements::Bf16(bytemuck::cast_slice::<u8, bf16>(&self.memory)),
+            _ => Elements::F32(bytemuck::cast_slice(&self.memory)),
         }
     }
 
     pub(crate) fn elements_mut(&mut self) -> ElementsMut<'_> {
-        match &mut self.storage {
-            Storage::F32(values) => ElementsMut::F32(values),
-            Storage::F16(bits) => ElementsMut::F16(bytemuck::cast_slice_mut::<u16, f16>(bits)),
-            Storage::Bf16(bits) => ElementsMut::Bf16(bytemuck::cast_slice_mut::<u16, bf16>(bits)),
+        match self.dtype {
+            DType::F16 => ElementsMut::F16(bytemuck::cast_slice_mut::<u8, f16>(&mut self.memory)),
+            DType::Bf16 => ElementsMut::Bf16(bytemuck::cast_slice_mut::<u8, bf16>(&mut self.memory)),
+            _ => ElementsMut::F32(bytemuck::cast_slice_mut(&mut self.memory)),
         }
     }
 
     fn raw(&self) -> &[u8] {
-        match &self.storage {
-            Storage::F32(values) => bytemuck::cast_slice(values),
-            Storage::F16(bits) | Storage::Bf16(bits) => bytemuck::cast_slice(bits),
-        }
+        &self.memory
     }
 
     fn raw_mut(&mut self) -> &mut [u8] {
-        match &mut self.storage {
-            Storage::F32(values) => bytemuck::cast_slice_mut(values),
-            Storage::F16(bits) | Storage::Bf16(bits) => bytemuck::cast_slice_mut(bits),
-        }
+        &mut self.memory
     }
 
     /// Bytes of one position of one head.

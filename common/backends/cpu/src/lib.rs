@@ -16,6 +16,7 @@ mod limits;
 mod model;
 mod plan;
 mod runtime;
+mod zeroed;
 
 pub use builder::CpuBuilder;
 pub use runtime::{CpuOptions, CpuRuntime};
