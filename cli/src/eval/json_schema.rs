@@ -8,13 +8,15 @@ use clap::Args;
 use roundhouse_proto::executor::executor_client::ExecutorClient;
 use roundhouse_proto::executor::{
     ChatMessage, ChatMessages, FinishReason, GenerateRequest, GetLoadRequest, LoadEngineRequest,
-    SamplingOptions, StoppingOptions, generate_request,
+    SamplingOptions, StoppingOptions, TokenizeRequest, generate_request, tokenize_request,
 };
+use roundhouse_rpc::reason;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
 
 use crate::clients::ServiceArgs;
 use crate::generate::{finish_reason_name, generate};
@@ -116,6 +118,7 @@ pub(super) async fn run(args: JsonSchemaArgs) -> anyhow::Result<()> {
     let load = LoadEngineRequest { engine_key: engine_key.clone() };
     let engine = executor.load_engine(load).await?.into_inner().engine.unwrap_or_default();
 
+    let has_chat_template = has_chat_template(&mut executor, &engine_key).await?;
     let begun = Instant::now();
     let places = Arc::new(Semaphore::new(args.concurrency));
     let tasks = Arc::new(tasks);
@@ -136,7 +139,18 @@ pub(super) async fn run(args: JsonSchemaArgs) -> anyhow::Result<()> {
                 seed: Some(seed),
                 ..SamplingOptions::default()
             };
-            answer(executor, engine_key, task, prompt, sampling, max_tokens).await
+            let request = GenerateRequest {
+                engine: Some(engine_key),
+                input: Some(input(&prompt, has_chat_template)),
+                sampling: Some(sampling),
+                stopping: Some(StoppingOptions {
+                    max_tokens: Some(max_tokens),
+                    ..StoppingOptions::default()
+                }),
+                guided: Some(generate_request::Guided::JsonSchema(task.schema.to_string())),
+                ..GenerateRequest::default()
+            };
+            answer(executor, task, prompt, request).await
         });
     }
     let mut report = Report {
@@ -171,26 +185,48 @@ pub(super) async fn run(args: JsonSchemaArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the model's tokenizer renders conversations.
+async fn has_chat_template(executor: &mut ExecutorClient<Channel>, engine: &str) -> anyhow::Result<bool> {
+    let messages = tokenize_request::Input::Messages(messages("Hello"));
+    let request = TokenizeRequest {
+        engine: Some(engine.to_owned()),
+        input: Some(messages),
+        ..TokenizeRequest::default()
+    };
+    match executor.tokenize(request).await {
+        Ok(_) => Ok(true),
+        Err(status) => {
+            let details = status.get_error_details();
+            let reason = details.error_info().map(|info| info.reason.as_str());
+            if reason == Some(reason::NO_CHAT_TEMPLATE) { Ok(false) } else { Err(status.into()) }
+        }
+    }
+}
+
+/// A question: a conversation, or a text that the answer follows where the model knows no conversations.
+fn input(prompt: &str, has_chat_template: bool) -> generate_request::Input {
+    if has_chat_template {
+        generate_request::Input::Messages(messages(prompt))
+    } else {
+        generate_request::Input::Prompt(format!("{prompt}\n\n"))
+    }
+}
+
+fn messages(prompt: &str) -> ChatMessages {
+    let message = ChatMessage { role: "user".to_owned(), content: prompt.to_owned() };
+    ChatMessages { messages: vec![message], add_generation_prompt: None }
+}
+
 /// Asks for one output and looks whether it is what its schema says.
 async fn answer(
     mut executor: ExecutorClient<Channel>,
-    engine_key: String,
     task: &Task,
     prompt: String,
-    sampling: SamplingOptions,
-    max_tokens: u32,
+    request: GenerateRequest,
 ) -> anyhow::Result<Outcome> {
-    let message = ChatMessage { role: "user".to_owned(), content: prompt.clone() };
-    let messages = ChatMessages { messages: vec![message], add_generation_prompt: None };
-    let (temperature, seed) = (sampling.temperature(), sampling.seed());
-    let request = GenerateRequest {
-        engine: Some(engine_key),
-        input: Some(generate_request::Input::Messages(messages)),
-        sampling: Some(sampling),
-        stopping: Some(StoppingOptions { max_tokens: Some(max_tokens), ..StoppingOptions::default() }),
-        guided: Some(generate_request::Guided::JsonSchema(task.schema.to_string())),
-        ..GenerateRequest::default()
-    };
+    let sampling = request.sampling.as_ref();
+    let (temperature, seed) =
+        (sampling.map_or(0.0, SamplingOptions::temperature), sampling.map_or(0, SamplingOptions::seed));
     let generated = generate(&mut executor, request, |_| {}).await?;
     let reason = generated.finish_reason;
     let is_finished = matches!(reason, FinishReason::StopToken | FinishReason::GrammarComplete);
