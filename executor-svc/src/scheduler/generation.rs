@@ -1,9 +1,12 @@
 //! One generation: how far it is, and what it tells its client.
 
+mod greedy;
+mod speculative;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roundhouse_backend::{Cache, LogitsRequest, Model, NOT_FINITE, Sequence};
+use roundhouse_backend::{LogitsRequest, Model, Sequence};
 use roundhouse_guided::{Accepted, TokenGuide};
 use roundhouse_sampling::{Restriction, Sampled, SamplingError};
 use roundhouse_text::{ChatMessage, Tokenizer};
@@ -176,71 +179,6 @@ impl Generation {
         Some(Sequence { cache, tokens, request, logits })
     }
 
-    /// How many steps it can take part in, at most `limit`, that find its tokens where the logits are: there is
-    /// memory for each, and its client has room for each message. 0 where its next token needs more than the largest logit.
-    pub(super) fn greedy_steps(&mut self, limit: usize) -> usize {
-        let pending = self.pending();
-        let Request { sampler, limits, guide, logprobs, speculative, deltas, .. } = &self.request;
-        let is_plain = sampler.takes_the_largest() && guide.is_none() && logprobs.is_none();
-        if !is_plain || speculative.is_some() || self.output_tokens < limits.min_tokens || pending != 1 {
-            return 0;
-        }
-        // The client's last place is for the end.
-        let room = deltas.capacity().saturating_sub(1);
-        let left = limits.max_tokens.saturating_sub(self.output_tokens);
-        let Some(state) = self.request.lease.state() else { return 0 };
-        let places = state.cache.capacity().saturating_sub(state.tokens.len());
-        let memory = state.cache.reserved_tokens().saturating_sub(state.cache.len());
-        limit.min(room).min(left).min(places).min(memory).max(1)
-    }
-
-    /// Its cache and its pending token, for steps that find its tokens: [`Generation::end_run`] takes the cache back.
-    pub(super) fn begin_run(&mut self) -> Option<(Box<dyn Cache>, u32)> {
-        let state = self.request.lease.state()?;
-        let token = *state.tokens.last()?;
-        Some((state.cache.lend()?, token))
-    }
-
-    /// Takes its cache back, and what it holds beyond the history out of it.
-    pub(super) fn end_run(&mut self, cache: Box<dyn Cache>) {
-        if let Some(state) = self.request.lease.state() {
-            state.cache.give_back(cache);
-            // The last token is chosen and not computed.
-            state.cache.truncate(state.tokens.len().saturating_sub(1));
-        }
-    }
-
-    /// Takes a token that was found where the logits are, and tells the client of it.
-    pub(super) fn take(&mut self, token: u32, now: Instant) -> Progress {
-        let mut delta = Delta::default();
-        let outcome = match token {
-            NOT_FINITE => Err(GenerateError::Sampling(Arc::new(SamplingError::LogitsNotFinite))),
-            token => self.accept(&mut delta, Sampled { token, logprob: None, top_logprobs: Vec::new() }, now),
-        };
-        self.tell(delta, outcome)
-    }
-
-    /// Guesses what follows the pending token, where it is the only one.
-    fn draft(&mut self, tokens: usize, limit: usize) {
-        self.drafted.clear();
-        let Some(speculative) = self.request.speculative else { return };
-        let Some(state) = self.request.lease.state() else { return };
-        let [.., last] = state.tokens[..] else { return };
-        if tokens != 1 || state.cache.len() + 1 != state.tokens.len() {
-            return;
-        }
-        // Each guess that is right is followed by one token more, and both need places.
-        let allowed = self.request.limits.max_tokens.saturating_sub(self.output_tokens + 1);
-        let room = state.cache.capacity().saturating_sub(state.tokens.len() + 1);
-        self.drafted.push(last);
-        speculative.draft(&state.tokens, limit.min(allowed).min(room), &mut self.drafted);
-        // The memory of guesses is not planned: without any that is free there are none.
-        let has_memory = state.cache.reserve(state.cache.len() + self.drafted.len()).is_ok();
-        if self.drafted.len() == 1 || !has_memory {
-            self.drafted.clear();
-        }
-    }
-
     /// The logits that a step needs which computes so many of the pending tokens.
     fn logits_request(&mut self, tokens: usize) -> LogitsRequest {
         let Some(state) = self.request.lease.state() else { return LogitsRequest::None };
@@ -346,28 +284,6 @@ impl Generation {
             return self.next_token(delta, &mut logits[last..], now);
         }
         if delta.prompt_logprobs.is_empty() { Progress::Running } else { self.send(delta) }
-    }
-
-    /// Takes the logits that follow each token of a step with guesses: chooses a token from each as long as the one before
-    /// was guessed right, and takes the others out of the cache.
-    fn verify(&mut self, logits: &mut [f32], now: Instant) -> Progress {
-        let step = std::mem::take(&mut self.drafted);
-        let (mut delta, mut outcome) = (Delta::default(), Ok(None));
-        self.draft_tokens += step.len() - 1;
-        for (place, row) in logits.chunks_exact_mut(logits.len() / step.len()).enumerate() {
-            outcome = self.choose(&mut delta, row, now);
-            if !matches!(outcome, Ok(None)) || step.get(place + 1) != delta.tokens.last() {
-                break;
-            }
-            self.accepted_draft_tokens += 1;
-        }
-        if let Some(state) = self.request.lease.state() {
-            // The last token is chosen and not computed.
-            state.cache.truncate(state.tokens.len() - 1);
-        }
-        self.drafted = step;
-        self.drafted.clear();
-        self.tell(delta, outcome)
     }
 
     /// Takes the logits that follow the last token of the history: chooses the next token, and tells the client of it and

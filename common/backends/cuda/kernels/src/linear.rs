@@ -12,11 +12,12 @@ mod warpgroups;
 
 /// Warps of a block.
 const WARPS: u32 = 8;
+/// Rows of the weight of a block of [`Method::Tiles`].
+const TILE_OUTPUTS: u32 = 128;
 /// Columns of a stage of [`Method::Tiles`].
 const TILE_COLUMNS: u32 = 64;
-/// Stages of [`Method::Tiles`] in shared memory, and of its largest tiles.
+/// Stages of [`Method::Tiles`] in shared memory.
 const TILE_STAGES: u32 = 4;
-const LARGE_TILE_STAGES: u32 = 3;
 /// Blocks of [`Method::Tiles`] of few rows that a multiprocessor should have.
 const TILE_BLOCKS: u32 = 2;
 /// The most blocks that share a tile, and the fewest stages that one of them has.
@@ -63,13 +64,11 @@ pub enum Method {
         /// As of `Rows`.
         split: u32,
     },
-    /// Tensor cores, tiles of so many rows by so many outputs in shared memory: large batches and prefill. fp16 and bf16;
+    /// Tensor cores, tiles of so many rows by 128 outputs in shared memory: large batches and prefill. fp16 and bf16;
     /// columns and groups as for `Rows`.
     Tiles {
         /// 32, 64 or 128.
         rows: u32,
-        /// 128, or 256 where there are 128 rows.
-        outputs: u32,
     },
     /// The same with the tensor cores of groups of four warps, which compute capability 9.0 has: tiles of 128 rows, weights
     /// in the activations' type.
@@ -124,19 +123,14 @@ impl Method {
                 let split = (blocks * 16 * WARPS * 9 / 10).div_ceil(outputs.max(1)).next_power_of_two();
                 Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
             }
-            17..=32 => Self::Tiles { rows: 32, outputs: 128 },
+            17..=32 => Self::Tiles { rows: 32 },
             65.. if warpgroups && weight == Weight::Float && warpgroups::pays(rows, outputs, columns) => {
                 Self::Warpgroups { outputs: warpgroups::outputs(rows, outputs, columns, multiprocessors) }
             }
-            33..=1023 => Self::Tiles { rows: 64, outputs: 128 },
-            _ => Self::Tiles { rows: 128, outputs: 128 },
+            33..=1023 => Self::Tiles { rows: 64 },
+            _ => Self::Tiles { rows: 128 },
         }
     }
-}
-
-/// How many stages of a tile are in shared memory at once.
-const fn tile_stages(rows: u32, outputs: u32) -> u32 {
-    if rows + outputs > 256 { LARGE_TILE_STAGES } else { TILE_STAGES }
 }
 
 const fn prev_power_of_two(number: u32) -> u32 {
@@ -268,7 +262,7 @@ impl Linear {
     #[must_use]
     pub fn scratch_bytes(&self, rows: u32, n: u32, multiprocessors: u32) -> u64 {
         let (tile_rows, outputs) = match self.method {
-            Method::Tiles { rows, outputs } => (rows, outputs),
+            Method::Tiles { rows } => (rows, TILE_OUTPUTS),
             Method::Warpgroups { outputs } => (warpgroups::ROWS, outputs),
             _ => return 0,
         };
@@ -322,12 +316,12 @@ impl Linear {
                         * 2,
                 }
             }
-            Method::Tiles { rows: tile_rows, outputs } => {
-                let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(outputs));
+            Method::Tiles { rows: tile_rows } => {
+                let (x, y) = (rows.div_ceil(tile_rows), weight_rows.div_ceil(TILE_OUTPUTS));
                 Launch {
                     grid: [x, y, self.tile_split(x * y, tile_rows, multiprocessors)],
                     block: WARPS * 32,
-                    shared_bytes: tile_stages(tile_rows, outputs) * (tile_rows + outputs) * TILE_COLUMNS * 2,
+                    shared_bytes: TILE_STAGES * (tile_rows + TILE_OUTPUTS) * TILE_COLUMNS * 2,
                 }
             }
         }
@@ -368,7 +362,7 @@ impl Specialization for Linear {
             }
             Method::Tensor { rows, split } => format!("linear_tensor{rows}x{split}_{}{weight}", self.dtype),
             Method::Warpgroups { outputs } => format!("linear_warpgroups{outputs}_{}{weight}", self.dtype),
-            Method::Tiles { rows, outputs } => format!("linear_tiles{rows}x{outputs}_{}{weight}", self.dtype),
+            Method::Tiles { rows } => format!("linear_tiles{rows}_{}{weight}", self.dtype),
         };
         name.push_str(match self.prologue {
             Prologue::None => "",
@@ -430,9 +424,8 @@ impl Specialization for Linear {
             Method::Warpgroups { outputs } => {
                 ("INSTANTIATE_LINEAR_WARPGROUPS", format!("{outputs}, {}", warpgroups::stages(outputs)))
             }
-            Method::Tiles { rows, outputs } => {
-                let stages = tile_stages(rows, outputs);
-                ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {outputs}, {stages}"))
+            Method::Tiles { rows } => {
+                ("INSTANTIATE_LINEAR_TILES", format!("{rows}, {TILE_OUTPUTS}, {TILE_STAGES}"))
             }
         };
         let output = if epilogue.float_output { "float" } else { activation };

@@ -93,7 +93,7 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                 }
             }
             for (rows, tile) in [(16, 32), (32, 32), (64, 64), (64, 128)] {
-                variants.push((index, rows, Method::Tiles { rows: tile, outputs: 128 }, Weight::Float));
+                variants.push((index, rows, Method::Tiles { rows: tile }, Weight::Float));
             }
             for (rows, split) in [(32, 4), (64, 4), (32, 8), (64, 8)] {
                 variants.push((index, rows, Method::Tensor { rows, split }, Weight::Float));
@@ -105,11 +105,11 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                     variants.push((index, 1, Method::Tensor { rows: 8, split }, weight));
                 }
             }
-            variants.push((index, 64, Method::Tiles { rows: 64, outputs: 128 }, Weight::Float));
+            variants.push((index, 64, Method::Tiles { rows: 64 }, Weight::Float));
         }
         if product.n < 100_000 {
-            for (rows, outputs) in [(64, 128), (128, 128), (128, 256)] {
-                variants.push((index, 512, Method::Tiles { rows, outputs }, Weight::Float));
+            for rows in [64, 128] {
+                variants.push((index, 512, Method::Tiles { rows }, Weight::Float));
             }
             for outputs in [128, 256] {
                 variants.push((index, 512, Method::Warpgroups { outputs }, Weight::Float));

@@ -49,8 +49,8 @@ pub(super) fn cases() -> Vec<Case> {
         add(FLOATS[(i + 1) % 3], 2048, method, Prologue::None, epilogue, Shape { rows: 1, n: 12 });
         let method = Method::Tensor { rows: 8, split: 1 << (i % 4) };
         add(HALVES[i % 2], 288, method, Prologue::None, epilogue, Shape { rows: 5, n: 43 });
-        let (rows, outputs) = [(128, 128), (64, 128), (32, 128), (128, 256)][i % 4];
-        let method = Method::Tiles { rows, outputs };
+        let rows = [128, 64, 32][i % 3];
+        let method = Method::Tiles { rows };
         let shape = Shape { rows: rows as usize + 3, n: 70 };
         add(HALVES[i % 2], 160, method, Prologue::None, epilogue, shape);
         let groups = Method::Warpgroups { outputs: [128, 256][i % 2] };
@@ -76,7 +76,7 @@ pub(super) fn cases() -> Vec<Case> {
     add(DType::F16, 320, rows, PROLOGUES[2], EPILOGUES[0], Shape { rows: 3, n: 19 });
     let rows = Method::Rows { rows: 1, split: 4 };
     add(DType::F16, 2048, rows, PROLOGUES[0], EPILOGUES[1], Shape { rows: 1, n: 50 });
-    let tiles = Method::Tiles { rows: 128, outputs: 128 };
+    let tiles = Method::Tiles { rows: 128 };
     add(DType::F16, 32, tiles, Prologue::None, EPILOGUES[0], Shape { rows: 3, n: 5 });
     cases
 }

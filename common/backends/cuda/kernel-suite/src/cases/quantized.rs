@@ -34,7 +34,7 @@ pub(super) fn cases() -> Vec<Case> {
         let half = HALVES[i % 2];
         // 320 columns are no whole number of steps of any format.
         add(half, 320, Method::Tensor { rows: 8, split: 2 }, gated, 3, 13);
-        add(half, 320, Method::Tiles { rows: 64, outputs: 128 }, residual, 37, 45);
+        add(half, 320, Method::Tiles { rows: 64 }, residual, 37, 45);
         let other = HALVES[(i + 1) % 2];
         add(other, 320, Method::Tensor { rows: 16, split: 1 }, residual, 17, 37);
     }
