@@ -65,8 +65,8 @@ fn many_sessions_are_measured_against_one_and_while_prompts_arrive() {
     let model = tiny_llama().with_file_name("tiny-llama-3.1");
     let home = folder.path().to_str().unwrap().to_owned();
     let mut arguments = vec!["bench", "batching", "--json", "--backend", "cpu", "--home", &home];
-    arguments.extend(["--sessions", "4", "--iterations", "1", "--arrivals", "2", "--arrival-tokens", "64"]);
-    arguments.extend(["--arrival-interval-ms", "10", "--max-seq-len", "512", "--model"]);
+    arguments.extend(["--sessions", "4", "--osl", "256", "--iterations", "1", "--max-seq-len", "512"]);
+    arguments.extend(["--arrivals", "2", "--arrival-tokens", "64", "--arrival-interval-ms", "10", "--model"]);
     arguments.push(model.to_str().unwrap());
     let report = json(&roundhouse(&arguments));
     for field in ["alone_tokens_per_s", "together_tokens_per_s", "ratio"] {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use roundhouse_backend::{Cache, GreedySequence};
 
@@ -27,8 +27,17 @@ struct Stream {
 
 impl Worker {
     /// Runs steps in which the model finds the tokens itself, where it does and every sequence of the step is a stream that
-    /// wants nothing else; else nothing happens. Whether it did. No more begin when a generation ends or a request comes.
-    pub(super) fn decode_run(&mut self, shares: &[Share], step: &RunningStep<'_>, began: Instant) -> bool {
+    /// wants nothing else; else nothing happens. No more begin when a generation ends or a request comes.
+    ///
+    /// `planned` is what was done for the first step before it began. Returns what was done beside the last step, which
+    /// the caller notes; `None` where nothing happened.
+    pub(super) fn decode_run(
+        &mut self,
+        shares: &[Share],
+        step: &RunningStep<'_>,
+        began: Instant,
+        planned: Duration,
+    ) -> Option<Duration> {
         let others = shares.len() < self.active.len();
         let most = if others { MOST_STEPS_BESIDE_OTHERS } else { MOST_STEPS };
         let steps = shares.iter().map(|share| match share.tokens {
@@ -37,7 +46,7 @@ impl Worker {
         });
         let steps = steps.min().unwrap_or(0);
         if steps == 0 {
-            return false;
+            return None;
         }
         let mut streams = self.begin_run(shares, began);
         let indices: Vec<usize> = streams.iter().map(|stream| stream.index).collect();
@@ -46,15 +55,21 @@ impl Worker {
             .map(|stream| GreedySequence { cache: &mut *stream.cache, token: stream.token });
         let mut batch: Vec<GreedySequence<'_>> = batch.collect();
         let model = Arc::clone(&self.parts.model);
-        let (mut done, mut last) = (0_usize, began);
+        let (mut done, mut last, mut overhead) = (0_usize, began, planned);
         let mut each = |tokens: &[u32]| {
             let now = Instant::now();
             self.observe(tokens.len(), now.saturating_duration_since(std::mem::replace(&mut last, now)));
+            if done > 0 {
+                self.note_overhead(std::mem::take(&mut overhead));
+            }
             done += 1;
-            let goes_on = self.tell(&indices, tokens, now);
+            self.tell(&indices, tokens, now);
             let told = Instant::now();
             self.shared.output.note(told - now);
-            step.again(told);
+            let goes_on = self.look_around(told);
+            let looked = Instant::now();
+            overhead += looked - told;
+            step.again(looked);
             if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         let run = AssertUnwindSafe(|| model.decode_greedily(&mut batch, steps, &mut each));
@@ -63,7 +78,7 @@ impl Worker {
             self.active[index].generation.end_run(cache);
         }
         if matches!(outcome, Ok(false)) {
-            return false;
+            return None;
         }
         if let Err(error) = outcome {
             self.fail(shares, error);
@@ -74,7 +89,7 @@ impl Worker {
             // The plan has counted the first token.
             self.policy.serve(active.tenant, done.saturating_sub(1));
         }
-        true
+        Some(overhead)
     }
 
     fn begin_run(&mut self, shares: &[Share], now: Instant) -> Vec<Stream> {
@@ -87,8 +102,8 @@ impl Worker {
         streams.collect()
     }
 
-    /// Hands out the tokens of a step, takes new requests and looks who has to end. Whether all go on, and nobody came.
-    fn tell(&mut self, indices: &[usize], tokens: &[u32], now: Instant) -> bool {
+    /// Hands out the tokens of a step.
+    fn tell(&mut self, indices: &[usize], tokens: &[u32], now: Instant) {
         for (&index, &token) in indices.iter().zip(tokens) {
             let Active { generation, has_ended, .. } = &mut self.active[index];
             if *has_ended {
@@ -99,6 +114,10 @@ impl Worker {
             let progress = progress.unwrap_or_else(|_| generation.fail(output::abnormal_end()));
             *has_ended = matches!(progress, Progress::Ended);
         }
+    }
+
+    /// Takes new requests and looks who has to end. Whether all go on, and nobody came.
+    fn look_around(&mut self, now: Instant) -> bool {
         let before = self.active.len();
         let is_open = self.receive_now();
         let stall_timeout = self.config.stall_timeout;

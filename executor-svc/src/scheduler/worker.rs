@@ -148,10 +148,10 @@ impl Worker {
             return;
         }
         let prepared = Instant::now();
-        if self.decode_run(&shares, &running_step, prepared) {
+        if let Some(overhead) = self.decode_run(&shares, &running_step, prepared, prepared - began) {
             let answered = Instant::now();
             self.retire(|_| Progress::Running);
-            return self.note_overhead((prepared - began) + answered.elapsed());
+            return self.note_overhead(overhead + answered.elapsed());
         }
         let outcome = self.forward(&shares, prepared);
         let computed = Instant::now();
@@ -174,8 +174,8 @@ impl Worker {
         self.parts.metrics.step_time.note(took);
     }
 
-    /// Notes what was done beside a step, or several that ran without a new plan.
-    fn note_overhead(&self, overhead: Duration) {
+    /// Notes what was done beside a step.
+    pub(super) fn note_overhead(&self, overhead: Duration) {
         self.shared.overhead.note(overhead);
         self.parts.metrics.overhead.note(overhead);
     }
