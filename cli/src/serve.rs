@@ -340,22 +340,23 @@ fn write_address(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
     std::fs::rename(&whole, path).with_context(|| path.display().to_string())
 }
 
-async fn stop_signal() {
-    if let Err(error) = shutdown_signal().await {
-        tracing::error!(%error, "cannot listen for signals: stopping");
-    }
+/// From before anybody can know the address: who knows it can stop the service.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    shutdown_signal().context("cannot listen for signals")
 }
 
 /// Serves the compiler until SIGTERM.
 pub(crate) async fn compiler(args: CompilerArgs) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
     let server = args.listen.bind(7610).await?;
-    run_compiler(server, args, stop_signal()).await
+    run_compiler(server, args, stop).await
 }
 
 /// Serves the executor until SIGTERM.
 pub(crate) async fn executor(args: ExecutorArgs) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
     let server = args.listen.bind(7620).await?;
-    run_executor(server, args, stop_signal()).await
+    run_executor(server, args, stop).await
 }
 
 /// Serves the compiler on `server` until `shutdown`.
@@ -394,6 +395,7 @@ pub(crate) async fn run_executor(
 
 /// Serves both in one process until SIGTERM.
 pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
     let server = args.listen.bind(7610).await?;
     let compiler = CompilerArgs {
         listen: args.listen.clone(),
@@ -420,7 +422,7 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     let ready = |readiness: Readiness| async move {
         load_and_serve(&loader, &executor.options.load, &readiness).await
     };
-    let result = server.serve(routes, &names, ready, stop_signal()).await;
+    let result = server.serve(routes, &names, ready, stop).await;
     compiler_service.stop().await;
     executor_service.stop().await;
     Ok(result?)

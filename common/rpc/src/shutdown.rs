@@ -1,19 +1,30 @@
 //! The signal to stop.
 
-/// Returns at the first SIGTERM or Ctrl-C.
+/// Listens for signals from now on. What it returns ends at the first SIGTERM or Ctrl-C since.
 ///
 /// # Errors
 /// When the process cannot listen for signals.
-pub async fn shutdown_signal() -> std::io::Result<()> {
+///
+/// # Panics
+/// Outside a runtime of tokio.
+pub fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            result = tokio::signal::ctrl_c() => result,
-        }
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        Ok(async move {
+            tokio::select! {
+                _ = terminate.recv() => (),
+                _ = interrupt.recv() => (),
+            }
+        })
     }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+    #[cfg(windows)]
+    {
+        let mut interrupt = tokio::signal::windows::ctrl_c()?;
+        Ok(async move {
+            interrupt.recv().await;
+        })
+    }
 }

@@ -21,7 +21,7 @@ pub struct StoreOptions {
     /// Bytes of one part of an upload: S3 wants at least 5 MiB. Larger where a file would have too many parts.
     pub part_bytes: usize,
     /// Parts of one upload on their way at once. With [`StoreOptions::part_bytes`] it bounds an upload's memory: two
-    /// more parts are read ahead.
+    /// more parts are read ahead. A store that is a folder has one on its way.
     pub parts_in_flight: usize,
     /// Bytes of one request of a download.
     pub range_bytes: u64,

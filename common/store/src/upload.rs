@@ -67,9 +67,11 @@ impl EngineStore {
         let upload = self.client.put_multipart(location).await;
         let upload = upload.map_err(|error| self.client_error(error, location))?;
         let mut upload = Unfinished { upload: Some(upload), in_flight: JoinSet::new(), location };
+        // A folder's parts are written one after the other: more of them would only wait, in memory.
+        let most = if self.folder().is_some() { 1 } else { self.options.parts_in_flight.max(1) };
         let result = async {
             while let Some(part) = parts.recv().await {
-                if upload.in_flight.len() >= self.options.parts_in_flight.max(1) {
+                if upload.in_flight.len() >= most {
                     tracker.add(self.one_part(&mut upload, location).await?);
                 }
                 upload.put_part(part);
