@@ -13,6 +13,9 @@ impl Generation {
     /// How many steps it can take part in, at most `limit`, that find its tokens where the logits are: there is
     /// memory for each, and its client has room for each message. 0 where its next token needs more than the largest logit.
     pub(in super::super) fn greedy_steps(&mut self, limit: usize) -> usize {
+        if self.makes_no_tokens() || self.is_scored() {
+            return 0;
+        }
         let pending = self.pending();
         let Request { sampler, limits, guide, logprobs, speculative, deltas, .. } = &self.request;
         let is_plain = sampler.takes_the_largest() && guide.is_none() && logprobs.is_none();
