@@ -36,7 +36,7 @@ pub(super) struct BatchingArgs {
     #[arg(long, default_value_t = 32)]
     isl: u32,
     /// New tokens of each.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 128)]
     osl: u32,
     /// Turns of one session and of many; one more comes first and is not counted.
     #[arg(long, default_value_t = 5)]
