@@ -193,13 +193,13 @@ fn a_row_does_not_depend_on_the_others_or_on_the_threads() {
                 let x = random.numbers(80 * k, 1.0);
                 // The matrix unit multiplies many rows in another way, but for fp32.
                 let on_unit = isa.name() == "amx" && of != Type::F32;
-                let few = product(isa, 3, &x[..8 * k], 8, &weight, n);
+                let few = product(isa, 3, &x[..6 * k], 6, &weight, n);
                 let many = product(isa, 3, &x, 80, &weight, n);
-                assert!(on_unit || few[..] == many[..8 * n]);
-                for m in 1..8 {
+                assert!(on_unit || few[..] == many[..6 * n]);
+                for m in 1..6 {
                     assert!(product(isa, 1, &x[..m * k], m, &weight, n) == few[..m * n], "few rows: {m}");
                 }
-                for m in 9..70 {
+                for m in 7..70 {
                     assert!(product(isa, 2, &x[..m * k], m, &weight, n) == many[..m * n], "many rows: {m}");
                 }
                 // Wherever it stands among the others.

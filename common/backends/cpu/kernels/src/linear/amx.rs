@@ -13,6 +13,7 @@ mod pack;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use crate::isa::Isa;
@@ -22,13 +23,16 @@ use crate::{Elements, QuantizedFormat};
 
 use super::decode::{E4m3, Int4, Int8};
 use super::gemm::{Engine, Output};
-use pack::{pack_bf16, pack_f16, pack_quantized, pack_tile};
+use pack::{Bf16Panel, F16Panel, Panel, QuantizedPanel, pack_tile};
 
 /// Columns of a tile of the left matrix.
 const STEP: usize = 32;
 
 /// Rows of a tile of either.
 const ROWS: usize = 16;
+
+/// How many steps of a panel are in memory where none is needed twice.
+const RING: usize = 4;
 
 /// Length of a tile, in `f32`s: 16 rows of 64 bytes.
 const TILE: usize = 256;
@@ -113,9 +117,9 @@ impl Engine for Amx {
         k.div_ceil(STEP) * 2 * TILE
     }
 
-    fn panel_len(self, k: usize, _: usize) -> usize {
+    fn panel_len(self, k: usize, tiles: usize) -> usize {
         // Two tiles of rows in two terms, and two results of four tiles.
-        (k.div_ceil(STEP) * 4 + 8) * TILE
+        (packed_steps(k, tiles) * 4 + 8) * TILE
     }
 
     fn enter(self) -> impl Sized {
@@ -152,70 +156,92 @@ impl Engine for Amx {
                 rows.rows == to.columns && rows.columns == k
             }
         };
-        assert!(to.columns <= 2 * ROWS && fits && panel.len() >= self.panel_len(k, 0));
-        assert!(tiles.len() >= to.rows.div_ceil(ROWS) * self.packed_tile_len(k));
+        let tiles_of_output = to.rows.div_ceil(ROWS);
+        assert!(to.columns <= 2 * ROWS && fits && panel.len() >= self.panel_len(k, tiles_of_output));
+        assert!(tiles.len() >= tiles_of_output * self.packed_tile_len(k));
         let (result, panel) = panel.split_at_mut(8 * TILE);
+        let rows = to.columns;
         // SAFETY: the slices are as long as was checked, `self` is proof of the features, and the caller promises the
         // output's elements and that the tiles are set up.
         unsafe {
-            let terms = match weight {
+            match weight {
                 WeightRows::Plain(Elements::F16(weight)) => {
-                    pack_f16(weight, to.columns, k, panel.as_mut_ptr());
-                    2
+                    multiply(&F16Panel { weight, rows, k }, k, tiles, to, result, panel);
                 }
                 WeightRows::Plain(Elements::Bf16(weight)) => {
-                    pack_bf16(weight, to.columns, k, panel.as_mut_ptr());
-                    1
+                    multiply(&Bf16Panel { weight, rows, k }, k, tiles, to, result, panel);
                 }
                 // The other way of multiplying is chosen for these.
-                WeightRows::Plain(Elements::F32(_)) => return,
-                WeightRows::Quantized(rows) => {
-                    let panel = panel.as_mut_ptr();
-                    match rows.format {
-                        QuantizedFormat::Int8 => pack_quantized::<Int8>(rows, panel),
-                        QuantizedFormat::Int4 => pack_quantized::<Int4>(rows, panel),
-                        QuantizedFormat::E4m3 => pack_quantized::<E4m3>(rows, panel),
+                WeightRows::Plain(Elements::F32(_)) => {}
+                WeightRows::Quantized(rows) => match rows.format {
+                    QuantizedFormat::Int8 => {
+                        let weight = QuantizedPanel::<Int8> { rows, format: PhantomData };
+                        multiply(&weight, k, tiles, to, result, panel);
                     }
-                    2
-                }
-            };
-            multiply(panel, terms, k.div_ceil(STEP), tiles, to, result);
+                    QuantizedFormat::Int4 => {
+                        let weight = QuantizedPanel::<Int4> { rows, format: PhantomData };
+                        multiply(&weight, k, tiles, to, result, panel);
+                    }
+                    QuantizedFormat::E4m3 => {
+                        let weight = QuantizedPanel::<E4m3> { rows, format: PhantomData };
+                        multiply(&weight, k, tiles, to, result, panel);
+                    }
+                },
+            }
         }
     }
 }
 
-/// Multiplies a packed panel with packed tiles of activations, two at a time.
+/// How many steps of a panel with `k` columns are in memory, to be multiplied with so many tiles of activations.
+const fn packed_steps(k: usize, tiles: usize) -> usize {
+    if tiles <= 2 { RING } else { k.div_ceil(STEP) }
+}
+
+/// Multiplies a panel with packed tiles of activations, two at a time. With the first two a step of the panel is packed while
+/// the unit works on the one before it, so that the weights come from memory all the time.
 ///
 /// # Safety
-/// The panel and the tiles are packed for `steps`, nothing else uses the elements of the output meanwhile, and the tile
-/// registers are set up.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn multiply(
-    panel: &[f32],
-    terms: usize,
-    steps: usize,
+/// The panel has `k` columns and the tiles are packed for them, `packed` has room for [`packed_steps`], `result` for eight
+/// tiles, nothing else uses the elements of the output meanwhile, and the tile registers are set up.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn multiply<P: Panel>(
+    panel: &P,
+    k: usize,
     tiles: &[f32],
     to: &Output<'_>,
     result: &mut [f32],
+    packed: &mut [f32],
 ) {
-    let tile_len = steps * 2 * TILE;
-    let lower = steps * terms * TILE;
+    let steps = k.div_ceil(STEP);
+    let (tile_len, step_len) = (steps * 2 * TILE, P::TERMS * 2 * TILE);
+    let ring = packed_steps(k, to.rows.div_ceil(ROWS));
+    let packed = packed.as_mut_ptr();
+    let at = |step: usize| packed.wrapping_add(step % ring * step_len);
     // The result of one pair of tiles is stored while the unit still works on the next one.
     let (mut result, mut pending) = result.split_at_mut(4 * TILE);
     let mut pending_row = None;
     for row in (0..to.rows).step_by(2 * ROWS) {
         let x = tiles[row / ROWS * tile_len..].as_ptr();
-        // A second tile that is not there is the first one again; its result is not stored.
-        let second = if row + ROWS < to.rows { tile_len } else { 0 };
-        // SAFETY: the panel and the tiles have `steps` steps, and the result is four tiles.
+        let pair = row + ROWS < to.rows;
+        // SAFETY: the panel, the tiles and the packed steps are as the caller promises, and the result is four tiles.
         unsafe {
-            let a = [panel.as_ptr(), panel.as_ptr().add(lower)];
-            let b = [x, x.add(second)];
-            if terms == 2 {
-                multiply_two_terms(a, b, steps, result.as_mut_ptr());
-            } else {
-                multiply_one_term(a, b, steps, result.as_mut_ptr());
+            clear();
+            if row == 0 && steps > 0 {
+                panel.pack(0, at(0));
             }
+            for step in 0..steps {
+                if row == 0 && step + 1 < steps {
+                    panel.pack(step + 1, at(step + 1));
+                }
+                let b = x.add(step * 2 * TILE);
+                match (P::TERMS, pair) {
+                    (2, true) => multiply_step::<2, 2>(at(step), [b, b.add(tile_len)]),
+                    (2, false) => multiply_step::<2, 1>(at(step), [b, b]),
+                    (_, true) => multiply_step::<1, 2>(at(step), [b, b.add(tile_len)]),
+                    (_, false) => multiply_step::<1, 1>(at(step), [b, b]),
+                }
+            }
+            finish(result.as_mut_ptr());
             if let Some(row) = pending_row {
                 store(pending, row, to);
             }
@@ -229,101 +255,125 @@ unsafe fn multiply(
     }
 }
 
-/// Defines a function that makes the four tiles of the product of two tiles of rows of weights and two tiles of activations:
-/// those of the first rows, then those of the second. Each step multiplies the high terms of the weights with the low and the
-/// high ones of the activations, and then does what `$low_weights` says; meanwhile it asks for the next activations, which
-/// come from the second-level cache.
-macro_rules! multiply_tiles {
-    ($(#[$doc:meta])* $name:ident, $weight_bytes:literal, [$($low_weights:literal,)*]) => {
-        $(#[$doc])*
-        ///
-        /// # Safety
-        /// The weights and activations have `steps` steps, the result is four tiles, and the tile registers are set up.
-        unsafe fn $name(a: [*const f32; 2], b: [*const f32; 2], steps: usize, result: *mut f32) {
-            // SAFETY: only tiles that the caller promises are read or written, prefetches need nothing readable, and the
-            // tile registers are declared.
-            unsafe {
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    "test {steps}, {steps}",
-                    "jz 3f",
-                    "2:",
-                    "tileloadd tmm4, [{a0} + {row}]",
-                    "tileloadd tmm6, [{b0} + {row} + 1024]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    ".irp offset, 2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496",
-                    "prefetcht0 [{b0} + \\offset]",
-                    "prefetcht0 [{b1} + \\offset]",
-                    ".endr",
-                    "tileloadd tmm7, [{b1} + {row} + 1024]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{a1} + {row}]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    ".irp offset, 2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008",
-                    "prefetcht0 [{b0} + \\offset]",
-                    "prefetcht0 [{b1} + \\offset]",
-                    ".endr",
-                    "tileloadd tmm6, [{b0} + {row}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b1} + {row}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    ".irp offset, 3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520",
-                    "prefetcht0 [{b0} + \\offset]",
-                    "prefetcht0 [{b1} + \\offset]",
-                    ".endr",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    ".irp offset, 3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032",
-                    "prefetcht0 [{b0} + \\offset]",
-                    "prefetcht0 [{b1} + \\offset]",
-                    ".endr",
-                    $($low_weights,)*
-                    concat!("add {a0}, ", $weight_bytes),
-                    concat!("add {a1}, ", $weight_bytes),
-                    "add {b0}, 2048",
-                    "add {b1}, 2048",
-                    "dec {steps}",
-                    "jnz 2b",
-                    "3:",
-                    "tilestored [{result} + {row}], tmm0",
-                    "tilestored [{result} + {row} + 1024], tmm1",
-                    "tilestored [{result} + {row} + 2048], tmm2",
-                    "tilestored [{result} + {row} + 3072], tmm3",
-                    a0 = inout(reg) a[0] => _,
-                    a1 = inout(reg) a[1] => _,
-                    b0 = inout(reg) b[0] => _,
-                    b1 = inout(reg) b[1] => _,
-                    steps = inout(reg) steps => _,
-                    row = in(reg) 64usize,
-                    result = in(reg) result,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-        }
-    };
+/// Sets the four tiles of the result to zero. They are the registers `tmm0` to `tmm3`, which no code but this module's uses.
+///
+/// # Safety
+/// The tile registers are set up.
+#[inline(always)]
+unsafe fn clear() {
+    // SAFETY: the caller has set up the registers.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
 }
 
-multiply_tiles! {
-    /// Weights in one term.
-    multiply_one_term, "1024", []
+/// Writes the four tiles of the result: those of the first rows of the panel, then those of the second.
+///
+/// # Safety
+/// The result has room for them, and the tile registers are set up.
+#[inline(always)]
+unsafe fn finish(result: *mut f32) {
+    // SAFETY: the caller promises the memory.
+    unsafe {
+        asm!(
+            "tilestored [{result} + {row}], tmm0",
+            "tilestored [{result} + {row} + 1024], tmm1",
+            "tilestored [{result} + {row} + 2048], tmm2",
+            "tilestored [{result} + {row} + 3072], tmm3",
+            result = in(reg) result,
+            row = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+    }
 }
 
-multiply_tiles! {
-    /// Weights in two terms, of which the low one is multiplied with the high one of the activations.
-    multiply_two_terms, "2048", [
-        "tileloadd tmm4, [{a0} + {row} + 1024]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{a1} + {row} + 1024]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7",
-    ]
+/// Adds the product of a packed step of a panel, in `TERMS` terms, and that of one or two tiles of activations to the result.
+/// The high terms of the weights are multiplied with the low and the high ones of the activations, the low ones with the high
+/// ones. Meanwhile it asks for the next activations, which come from the second-level cache.
+///
+/// # Safety
+/// The panel and the tiles have the step, and the tile registers are set up.
+#[inline(always)]
+unsafe fn multiply_step<const TERMS: usize, const TILES: usize>(a: *const f32, b: [*const f32; 2]) {
+    // SAFETY: only tiles that the caller promises are read, and prefetches need nothing readable.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{a0} + {row}]",
+            "tileloadd tmm6, [{b0} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            ".irp offset, 2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496",
+            "prefetcht0 [{b0} + \\offset]",
+            ".endr",
+            ".if {tiles} == 2",
+            ".irp offset, 2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496",
+            "prefetcht0 [{b1} + \\offset]",
+            ".endr",
+            "tileloadd tmm7, [{b1} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            ".endif",
+            "tileloadd tmm5, [{a1} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            ".irp offset, 2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008",
+            "prefetcht0 [{b0} + \\offset]",
+            ".endr",
+            ".if {tiles} == 2",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ".irp offset, 2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008",
+            "prefetcht0 [{b1} + \\offset]",
+            ".endr",
+            ".endif",
+            "tileloadd tmm6, [{b0} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            ".irp offset, 3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520",
+            "prefetcht0 [{b0} + \\offset]",
+            ".endr",
+            ".if {tiles} == 2",
+            "tileloadd tmm7, [{b1} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            ".irp offset, 3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520",
+            "prefetcht0 [{b1} + \\offset]",
+            ".endr",
+            ".endif",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            ".irp offset, 3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032",
+            "prefetcht0 [{b0} + \\offset]",
+            ".endr",
+            ".if {tiles} == 2",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ".irp offset, 3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032",
+            "prefetcht0 [{b1} + \\offset]",
+            ".endr",
+            ".endif",
+            ".if {terms} == 2",
+            "tileloadd tmm4, [{a0} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            ".if {tiles} == 2",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            ".endif",
+            "tileloadd tmm5, [{a1} + {row} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            ".if {tiles} == 2",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ".endif",
+            ".endif",
+            a0 = in(reg) a,
+            a1 = in(reg) a.wrapping_add(TERMS * TILE),
+            b0 = in(reg) b[0],
+            b1 = in(reg) b[1],
+            row = in(reg) 64usize,
+            terms = const TERMS,
+            tiles = const TILES,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
 }
 
 /// Stores the four tiles of a result, transposed, from row `row` of the output on.

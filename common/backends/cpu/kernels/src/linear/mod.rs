@@ -36,7 +36,7 @@ const GEMV_ROWS_QUANTIZED: usize = 16;
 const GEMV_ROWS_DECODED: usize = 8;
 
 /// As [`GEMV_ROWS`], where the alternative is the matrix unit.
-const GEMV_ROWS_AMX: usize = 8;
+const GEMV_ROWS_AMX: usize = 6;
 
 /// In which order products are summed up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,10 +97,10 @@ impl Product<'_> {
 /// Every product of the group, in one parallel region: `jobs[i].out[t, n] = Σ x[t, k] · weight[n, k] + bias[n]`, or added
 /// to `out` with `accumulate`. `x` is `[m, K]` with rows `x_stride` apart.
 ///
-/// Sums are in fp32. With [`Reduction::Fastest`], the instruction set `amx`, more than 8 rows and no fp32 weights in the group,
+/// Sums are in fp32. With [`Reduction::Fastest`], the instruction set `amx`, more than 6 rows and no fp32 weights in the group,
 /// each product also loses at most about 2⁻¹⁶ of itself, and 2⁻¹⁵ with quantised weights of more than 16 bits, which are those
 /// of eight bits and those with offsets. A row of the result does not depend on how many others there are; with
-/// [`Reduction::Fastest`] and `amx` (but for fp32 weights) or quantised weights only as long as they are at most 8 (16 without
+/// [`Reduction::Fastest`] and `amx` (but for fp32 weights) or quantised weights only as long as they are at most 6 (16 without
 /// `amx`), or more than that.
 ///
 /// # Panics
