@@ -46,7 +46,7 @@ test-cuda: setup nvrtc ## The long tests of the CUDA backend, its kernels emulat
 check: setup ## What CI checks beside the tests: format, lints, features, documentation, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) check -p roundhouse --no-default-features --locked
+	$(CARGO) check --workspace --no-default-features --locked
 	$(CARGO) check -p roundhouse --features tensorrt-enterprise --locked
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --quiet cargo-deny@0.20.2

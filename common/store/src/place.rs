@@ -41,6 +41,7 @@ impl Place {
             let folder = url.to_file_path().map_err(|()| invalid("expected file:///path".to_owned()))?;
             return Self::open_folder(&folder, options);
         }
+        roundhouse_tls::choose_provider();
         let (client, prefix) = object_store::parse_url_opts(&url, options.client_options()?)
             .map_err(|error| invalid(error.to_string()))?;
         let client: Arc<dyn ObjectStore> = match prefix.is_root() {

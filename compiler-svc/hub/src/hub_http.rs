@@ -74,6 +74,7 @@ impl HubHttp {
         if endpoint.cannot_be_a_base() {
             return Err(invalid("the hub's endpoint is no base URL".to_owned()));
         }
+        roundhouse_tls::choose_provider();
         let client = |policy| {
             let builder = Client::builder().user_agent(USER_AGENT).redirect(policy);
             let builder = builder.connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);

@@ -38,6 +38,7 @@ pub(crate) async fn fetch(
 ) -> Result<Fetched, HubError> {
     let failed = |source| HubError::ObjectStore { url: url.to_string(), source };
     let options = config.object_store.iter().map(|(name, value)| (name.clone(), value.clone()));
+    roundhouse_tls::choose_provider();
     let (store, path) = object_store::parse_url_opts(url, options).map_err(failed)?;
     fetch_from(store.into(), url, path, &config.cache.join("checkpoints"), progress).await
 }
