@@ -5,7 +5,7 @@ use std::fmt;
 use roundhouse_engine::EngineKey;
 use sha2::{Digest as _, Sha256};
 
-use crate::session::KV_BLOCK_TOKENS;
+use super::BLOCK_TOKENS;
 
 /// The name of a block: a SHA-256 of its tokens, the name of the block before it and, in the first one, of who may share
 /// it. Equal names mean equal sequences up to the block's end.
@@ -37,7 +37,7 @@ impl BlockKey {
     /// The names of the whole blocks of a sequence's first tokens, in order.
     #[must_use]
     pub fn path(self, tokens: &[u32]) -> Vec<Self> {
-        let blocks = tokens.chunks_exact(KV_BLOCK_TOKENS);
+        let blocks = tokens.chunks_exact(BLOCK_TOKENS);
         blocks
             .scan(self, |last, block| {
                 *last = last.child(block);

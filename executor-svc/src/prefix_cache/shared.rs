@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use roundhouse_backend::{BackendError, Model};
 
-use super::{BlockKey, PinnedPrefix, PrefixCache};
-use crate::session::{KV_BLOCK_TOKENS, KvCache};
+use super::{BLOCK_TOKENS, BlockKey, PinnedPrefix, PrefixCache};
+use crate::session::KvCache;
 
 /// What a generation shares with others: its cache takes in the blocks that others computed, and what it computes is
 /// taken from it block by block, as soon as a block is whole, while layers with sliding windows still hold it. The history
@@ -63,17 +63,17 @@ impl SharedPrefix {
     fn take_in(&mut self, tokens: &[u32], cache: &mut KvCache, model: &dyn Model) -> usize {
         let held = cache.len();
         let limit = self.limit.unwrap_or(usize::MAX).min(tokens.len().saturating_sub(1));
-        let last = limit.div_ceil(KV_BLOCK_TOKENS).min(tokens.len() / KV_BLOCK_TOKENS);
-        self.path = self.root.path(&tokens[..last * KV_BLOCK_TOKENS]);
-        let mut first = held / KV_BLOCK_TOKENS;
+        let last = limit.div_ceil(BLOCK_TOKENS).min(tokens.len() / BLOCK_TOKENS);
+        self.path = self.root.path(&tokens[..last * BLOCK_TOKENS]);
+        let mut first = held / BLOCK_TOKENS;
         let mut blocks = self.cache.resident(self.path.get(first..).unwrap_or_default());
-        let reach = |first: usize, blocks: usize| ((first + blocks) * KV_BLOCK_TOKENS).min(limit);
+        let reach = |first: usize, blocks: usize| ((first + blocks) * BLOCK_TOKENS).min(limit);
         if reach(first, blocks.len()) <= held {
             return 0;
         }
         // A block begins where the cache ends.
-        cache.truncate(first * KV_BLOCK_TOKENS);
-        if cache.len() < first * KV_BLOCK_TOKENS {
+        cache.truncate(first * BLOCK_TOKENS);
+        if cache.len() < first * BLOCK_TOKENS {
             first = 0;
             blocks = self.cache.resident(&self.path);
         }
@@ -94,21 +94,21 @@ impl SharedPrefix {
 
     /// Gives the blocks that the sequence's cache has completed.
     pub fn share(&mut self, tokens: &[u32], cache: &mut KvCache) {
-        let whole = cache.len().min(tokens.len()) / KV_BLOCK_TOKENS;
+        let whole = cache.len().min(tokens.len()) / BLOCK_TOKENS;
         if self.is_over || whole <= self.shared {
             return;
         }
         while self.path.len() < whole {
-            let first = self.path.len() * KV_BLOCK_TOKENS;
+            let first = self.path.len() * BLOCK_TOKENS;
             let last = self.path.last().copied().unwrap_or(self.root);
-            self.path.push(last.child(&tokens[first..first + KV_BLOCK_TOKENS]));
+            self.path.push(last.child(&tokens[first..first + BLOCK_TOKENS]));
         }
         let Some(computed) = cache.get() else { return };
         for index in self.shared..whole {
             let (key, parent) = (self.path[index], index.checked_sub(1).map(|index| self.path[index]));
             if !self.cache.touch(key) {
-                let first = index * KV_BLOCK_TOKENS;
-                let taken = match computed.export(first..first + KV_BLOCK_TOKENS) {
+                let first = index * BLOCK_TOKENS;
+                let taken = match computed.export(first..first + BLOCK_TOKENS) {
                     Ok(block) => self.cache.insert(key, parent, Arc::new(block)),
                     Err(error) => {
                         tracing::debug!(%error, "a block is not shared");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use roundhouse_engine::{CacheKind, Precision};
 use roundhouse_executor::ExecutorConfig;
+use roundhouse_executor::prefix_cache::BLOCK_TOKENS;
 use roundhouse_proto::executor::{
     CreateSessionRequest, GenerateRequest, GetSessionRequest, ResponseOptions, SamplingOptions,
 };
@@ -11,7 +12,7 @@ use roundhouse_tests::harness::{Executor, LoadedEngine, eventually, shared, tiny
 use tonic::Request;
 
 /// Tokens of a block.
-const BLOCK: u32 = 64;
+const BLOCK: u32 = BLOCK_TOKENS as u32;
 
 async fn executor(change: impl FnOnce(&mut ExecutorConfig)) -> (Executor, LoadedEngine) {
     let shared = shared().await.unwrap();
@@ -45,14 +46,14 @@ async fn a_prompt_that_begins_as_another_one_is_computed_from_where_they_part() 
     let alone = engine.generate(scored(&first)).await.unwrap();
     assert_eq!(alone.usage.cached_tokens, 0);
     let again = engine.generate(scored(&first)).await.unwrap();
-    assert_eq!(again.usage.cached_tokens, 3 * BLOCK);
+    assert_eq!(again.usage.cached_tokens, 12 * BLOCK);
     assert_eq!((&again.token_ids, &again.logprobs), (&alone.token_ids, &alone.logprobs));
 
-    // Parts in the third block; exactly two blocks; the whole answer as the beginning of a prompt.
+    // Parts in the tenth block; exactly eight blocks; the whole answer as the beginning of a prompt.
     let parted = [&first[..150], &prompt(2, 40)].concat();
-    let two_blocks = first[..2 * BLOCK as usize].to_vec();
+    let eight_blocks = first[..8 * BLOCK_TOKENS].to_vec();
     let answered = [&first[..], &alone.token_ids, &prompt(3, 5)].concat();
-    for (prompt, cached) in [(parted, 2 * BLOCK), (two_blocks, 2 * BLOCK - 1), (answered, 3 * BLOCK)] {
+    for (prompt, cached) in [(parted, 9 * BLOCK), (eight_blocks, 8 * BLOCK - 1), (answered, 13 * BLOCK)] {
         let shared = engine.generate(scored(&prompt)).await.unwrap();
         assert_eq!(shared.usage.cached_tokens, cached);
         let bypassing = GenerateRequest { bypass_prefix_cache: Some(true), ..scored(&prompt) };
@@ -61,7 +62,7 @@ async fn a_prompt_that_begins_as_another_one_is_computed_from_where_they_part() 
         assert_eq!((&shared.token_ids, &shared.logprobs), (&alone.token_ids, &alone.logprobs));
     }
     let load = executor.get_load().await.unwrap();
-    assert_eq!(load.prefix_cache_hit_tokens, u64::from(3 * BLOCK + 2 * BLOCK + 2 * BLOCK - 1 + 3 * BLOCK));
+    assert_eq!(load.prefix_cache_hit_tokens, u64::from(12 * BLOCK + 9 * BLOCK + 8 * BLOCK - 1 + 13 * BLOCK));
     assert!(load.prefix_cache_queried_tokens > load.prefix_cache_hit_tokens, "{load:?}");
     assert!(load.prefix_cache_bytes_used > 0, "{load:?}");
     executor.becomes_idle().await.unwrap();
@@ -89,28 +90,29 @@ async fn tenants_and_salts_share_nothing_and_a_bypass_gives_nothing() {
     }
     for (tenant, request) in requests.into_iter().skip(1) {
         let second = engine.executor.generate(of_tenant(tenant, named(request))).await.unwrap();
-        assert_eq!(second.usage.cached_tokens, 2 * BLOCK);
+        assert_eq!(second.usage.cached_tokens, 8 * BLOCK);
     }
 }
 
 #[tokio::test]
 async fn what_leaves_memory_comes_back_from_disk() {
+    const BUDGET: u64 = 68 * 1024;
     let folder = tempfile::tempdir().unwrap();
     let (executor, engine) = executor(|config| {
-        // Two blocks of the tiny model, and no third one.
-        config.prefix_cache_bytes = 80 * 1024;
+        // Eight blocks of the tiny model, and no ninth one.
+        config.prefix_cache_bytes = BUDGET;
         config.prefix_cache_dir = Some(folder.path().join("prefixes"));
     })
     .await;
     let per_token = executor.load(&engine.key).await.unwrap().engine.unwrap().kv_bytes_per_token;
     let block = per_token * u64::from(BLOCK);
-    assert!(2 * block <= 80 * 1024 && 3 * block > 80 * 1024, "a block has {block} bytes");
+    assert!((8 * block..9 * block).contains(&BUDGET), "a block has {block} bytes");
     let first = engine.generate(scored(&prompt(5, 130))).await.unwrap();
     engine.generate(scored(&prompt(6, 130))).await.unwrap();
     let load = executor.get_load().await.unwrap();
-    assert_eq!((load.prefix_cache_bytes_used, load.prefix_cache_disk_bytes_used), (2 * block, 2 * block));
+    assert_eq!((load.prefix_cache_bytes_used, load.prefix_cache_disk_bytes_used), (8 * block, 8 * block));
     let again = engine.generate(scored(&prompt(5, 130))).await.unwrap();
-    assert_eq!(again.usage.cached_tokens, 2 * BLOCK);
+    assert_eq!(again.usage.cached_tokens, 8 * BLOCK);
     assert_eq!((again.token_ids, again.logprobs), (first.token_ids, first.logprobs));
 }
 
@@ -141,7 +143,7 @@ async fn an_idle_sessions_cache_is_dropped_and_comes_back_by_itself() {
     assert_eq!((held.num_tokens, held.kv_bytes), (150, 0));
 
     let second = engine.generate(in_session(scored(&prompt(9, 5)))).await.unwrap();
-    assert_eq!((second.usage.prompt_tokens, second.usage.cached_tokens), (155, 2 * BLOCK));
+    assert_eq!((second.usage.prompt_tokens, second.usage.cached_tokens), (155, 9 * BLOCK));
     let whole = [&history[..], &first.token_ids, &prompt(9, 5)].concat();
     let bypassing = GenerateRequest { bypass_prefix_cache: Some(true), ..scored(&whole) };
     let at_once = engine.generate(bypassing).await.unwrap();
@@ -160,6 +162,6 @@ async fn sampled_answers_are_the_same_with_a_prefix_and_without() {
     let request = GenerateRequest { sampling: Some(sampling), ..tokens(&prompt(10, 180), 20) };
     let alone = engine.generate(request.clone()).await.unwrap();
     let shared = engine.generate(request).await.unwrap();
-    assert_eq!((alone.usage.cached_tokens, shared.usage.cached_tokens), (0, 2 * BLOCK));
+    assert_eq!((alone.usage.cached_tokens, shared.usage.cached_tokens), (0, 11 * BLOCK));
     assert_eq!(shared.token_ids, alone.token_ids);
 }
