@@ -5,9 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Model, Runtime};
-use roundhouse_engine::{
-    BackendKind, CacheKind, EngineFiles, EngineOptions, Manifest, ManifestError, MemoryPlan, blob_names,
-};
+use roundhouse_engine::{EngineFiles, Manifest, ManifestError, MemoryPlan, blob_names};
 use roundhouse_guided::{GrammarCompiler, GuideError};
 use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
@@ -112,7 +110,7 @@ impl LoadedEngine {
         let text = text.map_err(|_| LoadError::Panicked("reading the tokenizer".to_owned()))?;
         let (tokenizer, template) = text.map_err(text_error)?;
         let tokenizer = Arc::new(tokenizer);
-        let kv_cost = Arc::new(kv_cost(&files.manifest.options, model.memory_plan()));
+        let kv_cost = Arc::new(KvCost::new(model.memory_plan(), model.cache_growth()));
         let parts = SchedulerParts {
             model: Arc::clone(&model),
             tokenizer: Arc::clone(&tokenizer),
@@ -234,15 +232,6 @@ impl LoadedEngine {
     ) -> Result<SessionState, KvMemoryExhausted> {
         let cache = KvCache::new(Arc::clone(&self.kv_cost), max_seq_len, memory)?;
         Ok(SessionState::new(cache))
-    }
-}
-
-fn kv_cost(options: &EngineOptions, plan: MemoryPlan) -> KvCost {
-    match (options.backend, options.cache) {
-        // Memory of the system, which gives it when it is first touched.
-        (BackendKind::Cpu, CacheKind::None | CacheKind::InPlace) => KvCost::by_token(plan),
-        // Inputs of a graph of fixed shapes, or buffers of a device.
-        _ => KvCost::whole(plan, options.max_seq_len as usize),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct PaceLimits {
 
 impl Default for PaceLimits {
     fn default() -> Self {
-        Self { of_one_token: 2.5, of_streams: 1.5 }
+        Self { of_one_token: 2.5, of_streams: 1.2 }
     }
 }
 

@@ -170,6 +170,7 @@ impl Worker {
 
     /// Notes what a step of so many tokens took.
     pub(super) fn observe(&mut self, tokens: usize, took: Duration) {
+        tracing::trace!(tokens, ?took, "a step");
         self.policy.observe(tokens, took);
         self.parts.metrics.step_time.note(took);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use roundhouse_backend::{BackendError, Cache, Model};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, Model};
 use roundhouse_engine::MemoryPlan;
 
 use super::{KvMemory, KvMemoryExhausted, KvReservation};
@@ -14,33 +14,27 @@ pub const KV_BLOCK_TOKENS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvCost {
     plan: MemoryPlan,
-    /// The tokens that a cache takes memory for at once.
-    whole: Option<usize>,
+    growth: CacheGrowth,
 }
 
 impl KvCost {
-    /// Of caches that take memory as their tokens come, up to their capacity.
+    /// Of caches that grow so.
     #[must_use]
-    pub fn by_token(plan: MemoryPlan) -> Self {
-        Self { plan, whole: None }
+    pub fn new(plan: MemoryPlan, growth: CacheGrowth) -> Self {
+        Self { plan, growth }
     }
 
-    /// Of caches that take the memory of `tokens` tokens at once, whatever their sequence needs.
-    #[must_use]
-    pub fn whole(plan: MemoryPlan, tokens: usize) -> Self {
-        Self { plan, whole: Some(tokens) }
-    }
-
-    /// Bytes to reserve for so many tokens of a sequence of at most `capacity`: whole blocks of [`KV_BLOCK_TOKENS`], but
-    /// no more than the sequence can have.
+    /// Bytes to reserve for so many tokens of a sequence of at most `capacity`. Where caches take memory as their tokens come:
+    /// of whole blocks of [`KV_BLOCK_TOKENS`], but no more than the sequence can have.
     #[must_use]
     pub fn bytes(&self, tokens: usize, capacity: usize) -> u64 {
         let blocks = tokens.div_ceil(KV_BLOCK_TOKENS).saturating_mul(KV_BLOCK_TOKENS);
-        match self.whole {
+        let positions = match self.growth {
             _ if tokens == 0 => 0,
-            Some(whole) => self.plan.kv_bytes(whole as u64),
-            None => self.plan.kv_bytes(blocks.min(capacity) as u64),
-        }
+            CacheGrowth::ByToken => blocks.min(capacity),
+            growth => growth.positions(tokens),
+        };
+        self.plan.kv_bytes(positions as u64)
     }
 
     /// The most tokens, at most `limit`, whose bytes are at most `bytes`.
@@ -184,36 +178,38 @@ mod tests {
 
     #[test]
     fn a_cache_costs_whole_blocks_up_to_its_capacity() {
-        let cost = KvCost::by_token(plan());
+        let cost = KvCost::new(plan(), CacheGrowth::ByToken);
         for (tokens, held) in [(0, 0), (1, 64), (64, 64), (65, 128), (193, 200), (200, 200)] {
             assert_eq!(cost.bytes(tokens, 200), held * 10, "{tokens}");
         }
-        let fixed = KvCost::whole(plan(), 1000);
+        let fixed = KvCost::new(plan(), CacheGrowth::Whole(1000));
         assert_eq!((fixed.bytes(0, 200), fixed.bytes(1, 200)), (0, 10_000));
+        let sizes = KvCost::new(plan(), CacheGrowth::BySize { first: 128, most: 1000 });
+        assert_eq!([0, 1, 128, 129, 200].map(|tokens| sizes.bytes(tokens, 200)), [0, 1280, 1280, 1920, 2560]);
     }
 
     #[test]
     fn layers_that_keep_only_their_latest_tokens_stop_costing() {
         let kv_rings = vec![KvRing { tokens: 128, bytes_per_token: 6 }];
-        let cost = KvCost::by_token(MemoryPlan { kv_rings, ..plan() });
+        let cost = KvCost::new(MemoryPlan { kv_rings, ..plan() }, CacheGrowth::ByToken);
         assert_eq!(cost.bytes(128, 1000), 1280);
         assert_eq!(cost.bytes(192, 1000), 1280 + 64 * 4);
     }
 
     #[test]
     fn the_tokens_that_fit_are_the_most_whose_bytes_do() {
-        let cost = KvCost::by_token(plan());
+        let cost = KvCost::new(plan(), CacheGrowth::ByToken);
         assert_eq!(cost.tokens_in(2000, 1000), 200);
         assert_eq!(cost.tokens_in(2009, 1000), 200);
         assert_eq!((cost.tokens_in(u64::MAX, 1000), cost.tokens_in(9, 1000)), (1000, 0));
-        let fixed = KvCost::whole(plan(), 1000);
+        let fixed = KvCost::new(plan(), CacheGrowth::Whole(1000));
         assert_eq!((fixed.tokens_in(9_999, 1000), fixed.tokens_in(10_000, 1000)), (0, 1000));
     }
 
     #[test]
     fn a_cache_that_could_never_fit_is_refused_at_once() {
         let memory = KvMemory::new(1999);
-        let cost = Arc::new(KvCost::by_token(plan()));
+        let cost = Arc::new(KvCost::new(plan(), CacheGrowth::ByToken));
         let refused = KvCache::new(Arc::clone(&cost), 200, &memory).err();
         assert_eq!(refused, Some(KvMemoryExhausted { wanted: 2000, used: 0, total: 1999 }));
         let mut cache = KvCache::new(cost, 199, &memory).unwrap();

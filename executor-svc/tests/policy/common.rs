@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use roundhouse_backend::CacheGrowth;
 use roundhouse_engine::MemoryPlan;
 use roundhouse_executor::scheduler::{
     Candidate, Memory, PaceLimits, Plan, Policy, PolicyLimits, Status, StepLimits, TenantId,
@@ -28,7 +29,7 @@ pub(crate) const PLENTY: Memory = Memory { free: 1 << 40, idle: 0, total: 1 << 4
 
 pub(crate) fn cost() -> Arc<KvCost> {
     let plan = MemoryPlan { kv_bytes_per_token: TOKEN, ..MemoryPlan::default() };
-    Arc::new(KvCost::by_token(plan))
+    Arc::new(KvCost::new(plan, CacheGrowth::ByToken))
 }
 
 pub(crate) fn policy(limits: PolicyLimits) -> Policy {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use roundhouse_backend::{BackendError, Cache, Model, Runtime, Sequence};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, Model, Runtime, Sequence};
 use roundhouse_engine::{BackendKind, EngineFiles, Manifest, MemoryPlan};
 use tokio::sync::watch;
 
@@ -126,6 +126,10 @@ impl Model for GatedModel {
 
     fn memory_plan(&self) -> MemoryPlan {
         self.inner.memory_plan()
+    }
+
+    fn cache_growth(&self) -> CacheGrowth {
+        self.inner.cache_growth()
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {

@@ -18,5 +18,5 @@ pub use error::{BackendError, UnsupportedNode};
 pub use kv_block::KvBlock;
 pub use library::LibrarySearch;
 pub use quantization::{QuantizationLoss, quantized_number};
-pub use run::{Cache, GreedySequence, LogitsRequest, Model, NOT_FINITE, Runtime, Sequence};
+pub use run::{Cache, CacheGrowth, GreedySequence, LogitsRequest, Model, NOT_FINITE, Runtime, Sequence};
 pub use weights::{QuantizedTensor, WeightError, WeightSource, evaluate_rows, expr_shape};

@@ -33,6 +33,9 @@ pub trait Model: Send + Sync {
     /// The memory it uses: measured where it can be, else planned.
     fn memory_plan(&self) -> MemoryPlan;
 
+    /// How its caches take memory.
+    fn cache_growth(&self) -> CacheGrowth;
+
     /// An empty cache for one sequence of at most `max_seq_len` tokens.
     ///
     /// # Errors
@@ -73,6 +76,40 @@ pub trait Model: Send + Sync {
     ) -> Result<bool, BackendError> {
         let _ = (batch, steps, each);
         Ok(false)
+    }
+}
+
+/// How a cache takes memory as its tokens come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheGrowth {
+    /// For the tokens that it has: memory of the system, which gives it when it is first touched.
+    ByToken,
+    /// For more positions than it needs, which are powers of two and those half as large again, so that sequences of about
+    /// the same length use the same sizes: at least `first`, at most `most`.
+    BySize {
+        /// Positions of the smallest size.
+        first: usize,
+        /// Positions of the largest one.
+        most: usize,
+    },
+    /// For so many positions at once, whatever its sequence needs.
+    Whole(usize),
+}
+
+impl CacheGrowth {
+    /// The positions that a cache of so many tokens has memory for.
+    #[must_use]
+    pub fn positions(self, tokens: usize) -> usize {
+        match self {
+            Self::ByToken => tokens,
+            Self::Whole(positions) => positions,
+            Self::BySize { first, most } => {
+                let power = tokens.max(first).next_power_of_two();
+                let between = power / 4 * 3;
+                let size = if tokens <= between && between >= first { between } else { power };
+                size.min(most.max(tokens))
+            }
+        }
     }
 }
 
@@ -157,4 +194,22 @@ pub struct Sequence<'a> {
     pub request: LogitsRequest,
     /// Where they go, row-major, fp32; overwritten by `forward`.
     pub logits: &'a mut Vec<f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_by_half_at_most_up_to_the_largest_size() {
+        let growth = CacheGrowth::BySize { first: 256, most: 1000 };
+        assert_eq!(
+            [1, 256, 257, 384, 385, 512, 513, 769, 1000].map(|tokens| growth.positions(tokens)),
+            [256, 256, 384, 384, 512, 512, 768, 1000, 1000]
+        );
+        let few = CacheGrowth::BySize { first: 256, most: 100 };
+        assert_eq!([1, 100].map(|tokens| few.positions(tokens)), [100, 100]);
+        assert_eq!(CacheGrowth::ByToken.positions(7), 7);
+        assert_eq!(CacheGrowth::Whole(100).positions(7), 100);
+    }
 }

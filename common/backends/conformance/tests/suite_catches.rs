@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use roundhouse_backend::{
-    BackendError, BuildProgress, Builder, BuiltFile, Cache, KvBlock, Model, Runtime, Sequence, WeightSource,
+    BackendError, BuildProgress, Builder, BuiltFile, Cache, CacheGrowth, KvBlock, Model, Runtime, Sequence,
+    WeightSource,
 };
 use roundhouse_backend_conformance::ReferenceBackend;
 use roundhouse_backend_conformance::suite::{self, Backend, Failure};
@@ -169,6 +170,10 @@ impl Model for FaultyModel {
 
     fn memory_plan(&self) -> MemoryPlan {
         self.model.memory_plan()
+    }
+
+    fn cache_growth(&self) -> CacheGrowth {
+        self.model.cache_growth()
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {

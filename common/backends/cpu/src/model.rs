@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, Cache, GreedySequence, LogitsRequest, Model, NOT_FINITE, Sequence};
+use roundhouse_backend::{
+    BackendError, Cache, CacheGrowth, GreedySequence, LogitsRequest, Model, NOT_FINITE, Sequence,
+};
 use roundhouse_cpu_kernels::{Isa, Reduction, ThreadPool, argmax};
 use roundhouse_engine::{CacheKind, Manifest, MemoryPlan, Precision};
 use roundhouse_graph::Graph;
@@ -165,6 +167,14 @@ impl Model for CpuModel {
 
     fn memory_plan(&self) -> MemoryPlan {
         MemoryPlan { workspace_bytes: self.workspace_bytes.load(Ordering::Relaxed), ..self.memory.clone() }
+    }
+
+    fn cache_growth(&self) -> CacheGrowth {
+        match self.executor.plan().signature.mode {
+            CacheKind::None | CacheKind::InPlace => CacheGrowth::ByToken,
+            // Inputs of a graph of fixed shapes.
+            CacheKind::StaticV1 | CacheKind::StaticV2 => CacheGrowth::Whole(self.limits.sequence),
+        }
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {

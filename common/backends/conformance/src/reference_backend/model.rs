@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use roundhouse_backend::{BackendError, Cache, KvBlock, LogitsRequest, Model, Sequence};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, KvBlock, LogitsRequest, Model, Sequence};
 use roundhouse_engine::{CacheKind, Manifest, MemoryPlan};
 
 use crate::{Interpreter, ReferenceError, Tensor};
@@ -240,6 +240,10 @@ impl Model for ReferenceModel {
 
     fn memory_plan(&self) -> MemoryPlan {
         self.memory_plan.clone()
+    }
+
+    fn cache_growth(&self) -> CacheGrowth {
+        CacheGrowth::Whole(self.max_seq_len)
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {

@@ -3,14 +3,11 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use roundhouse_backend::{BackendError, Cache};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth};
 use roundhouse_cuda_device::{Device, DeviceError};
 use roundhouse_cuda_plan::CacheLayout;
 
 use crate::pool::{Pool, Pooled};
-
-/// Positions that a sequence has memory for at first.
-const FIRST_POSITIONS: usize = 256;
 
 /// The keys and values of a sequence, or its tokens where the engine has no cache.
 pub(crate) struct CudaCache {
@@ -31,14 +28,21 @@ enum CacheState {
     Memory {
         memory: Option<Pooled>,
         positions: usize,
+        growth: CacheGrowth,
         pool: Arc<Pool>,
     },
 }
 
 impl CudaCache {
     /// An empty cache of keys and values.
-    pub(crate) fn new(model: u64, capacity: usize, layout: Arc<CacheLayout>, pool: Arc<Pool>) -> Self {
-        let state = CacheState::Memory { memory: None, positions: 0, pool };
+    pub(crate) fn new(
+        model: u64,
+        capacity: usize,
+        layout: Arc<CacheLayout>,
+        growth: CacheGrowth,
+        pool: Arc<Pool>,
+    ) -> Self {
+        let state = CacheState::Memory { memory: None, positions: 0, growth, pool };
         Self { model, len: 0, written: 0, capacity, layout, state }
     }
 
@@ -85,12 +89,15 @@ impl CudaCache {
 
     /// Makes room for `positions` positions: copies what it holds to more memory where there is not enough.
     pub(crate) fn reserve(&mut self, device: &dyn Device, positions: usize) -> Result<(), DeviceError> {
-        let (len, capacity) = (self.len, self.capacity);
-        let CacheState::Memory { memory, positions: have, pool } = &mut self.state else { return Ok(()) };
+        let len = self.len;
+        let CacheState::Memory { memory, positions: have, growth, pool } = &mut self.state else {
+            return Ok(());
+        };
         if positions <= *have {
             return Ok(());
         }
-        let wanted = size_class(positions).min(capacity).max(positions);
+        // Not bounded by its own capacity: others could not use such a size again.
+        let wanted = growth.positions(positions);
         let larger = pool.take(self.layout.bytes(wanted).max(1))?;
         if let Some(old) = memory.as_ref().filter(|_| len > 0) {
             move_rows(device, &self.layout, (old.address(), *have), (larger.address(), wanted), len)?;
@@ -124,14 +131,6 @@ impl CudaCache {
     fn holds(&self, len: usize) -> bool {
         matches!(self.state, CacheState::Tokens(_)) || self.layout.holds(len, self.written)
     }
-}
-
-/// The positions that memory is taken for, so that sequences of about the same length use the same sizes: powers of two
-/// and those half as large again.
-fn size_class(positions: usize) -> usize {
-    let power = positions.max(FIRST_POSITIONS).next_power_of_two();
-    let between = power / 4 * 3;
-    if positions <= between && between >= FIRST_POSITIONS { between } else { power }
 }
 
 /// Copies the first `len` positions of all tensors. Rings that are as long as they get are copied whole.
@@ -189,18 +188,5 @@ impl Cache for CudaCache {
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_grows_by_half_at_most() {
-        assert_eq!(
-            [1, 256, 257, 384, 385, 512, 513, 1000].map(size_class),
-            [256, 256, 384, 384, 512, 512, 768, 1024]
-        );
     }
 }

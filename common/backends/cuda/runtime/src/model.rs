@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, Cache, GreedySequence, LogitsRequest, Model, Sequence};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, GreedySequence, LogitsRequest, Model, Sequence};
 use roundhouse_cuda_device::{Device, DeviceError};
 use roundhouse_cuda_plan::{CacheLayout, StepLimits};
 use roundhouse_engine::{CacheKind, MemoryPlan};
@@ -15,6 +15,9 @@ use crate::error;
 use crate::executor::{Executor, MOST_TURNS};
 use crate::pool::Pool;
 use crate::step::Part;
+
+/// Positions that a sequence has memory for at first.
+const FIRST_POSITIONS: usize = 256;
 
 /// A loaded engine.
 pub(crate) struct CudaModel {
@@ -56,7 +59,7 @@ struct Work {
 }
 
 impl CudaModel {
-    pub(crate) fn new(device: Arc<dyn Device>, executor: Executor) -> Self {
+    pub(crate) fn new(device: Arc<dyn Device>, pool: Arc<Pool>, executor: Executor) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let plan = executor.plan();
         let planned = plan.memory(0);
@@ -73,7 +76,7 @@ impl CudaModel {
             limits: plan.limits,
             layout: Arc::new(plan.cache.clone()),
             memory,
-            pool: Arc::new(Pool::new(Arc::clone(&device))),
+            pool,
             executor: Mutex::new((executor, None)),
             device,
         }
@@ -225,6 +228,13 @@ fn steps(work: &[Work], group: std::ops::Range<usize>, limits: StepLimits) -> Ve
     }
 }
 
+impl Drop for CudaModel {
+    fn drop(&mut self) {
+        // The sizes of its sequences may be no other engine's.
+        self.pool.give_back();
+    }
+}
+
 impl Model for CudaModel {
     fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -232,6 +242,13 @@ impl Model for CudaModel {
 
     fn memory_plan(&self) -> MemoryPlan {
         self.memory.clone()
+    }
+
+    fn cache_growth(&self) -> CacheGrowth {
+        match self.whole {
+            true => CacheGrowth::ByToken,
+            false => CacheGrowth::BySize { first: FIRST_POSITIONS, most: self.limits.sequence },
+        }
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {
@@ -244,7 +261,10 @@ impl Model for CudaModel {
         let layout = Arc::clone(&self.layout);
         Ok(Box::new(match self.whole {
             true => CudaCache::of_tokens(self.id, max_seq_len, layout),
-            false => CudaCache::new(self.id, max_seq_len, layout, Arc::clone(&self.pool)),
+            false => {
+                let pool = Arc::clone(&self.pool);
+                CudaCache::new(self.id, max_seq_len, layout, self.cache_growth(), pool)
+            }
         }))
     }
 

@@ -16,11 +16,25 @@ use roundhouse_weights::MappedWeights;
 use crate::error;
 use crate::executor::Executor;
 use crate::model::CudaModel;
+use crate::pool::Pool;
 
 /// Loads engines onto one device, which is opened with the first of them.
 pub struct CudaRuntime {
     /// `None` is the machine's GPU, until it is opened.
-    device: Mutex<Option<Arc<dyn Device>>>,
+    device: Mutex<Option<Opened>>,
+}
+
+/// A device, and the memory of all its engines' sequences.
+#[derive(Clone)]
+struct Opened {
+    device: Arc<dyn Device>,
+    pool: Arc<Pool>,
+}
+
+impl Opened {
+    fn new(device: Arc<dyn Device>) -> Self {
+        Self { pool: Arc::new(Pool::new(Arc::clone(&device))), device }
+    }
 }
 
 impl Default for CudaRuntime {
@@ -39,7 +53,7 @@ impl CudaRuntime {
     /// A runtime for a device.
     #[must_use]
     pub fn on(device: Arc<dyn Device>) -> Self {
-        Self { device: Mutex::new(Some(device)) }
+        Self { device: Mutex::new(Some(Opened::new(device))) }
     }
 
     /// What code the device runs.
@@ -48,18 +62,17 @@ impl CudaRuntime {
     /// What this machine lacks.
     pub fn compute_capability(&self) -> Result<ComputeCapability, DeviceError> {
         match &*self.device.lock() {
-            Some(device) => Ok(device.properties().compute_capability),
+            Some(opened) => Ok(opened.device.properties().compute_capability),
             None => compute_capability(GPU),
         }
     }
 
-    fn open(&self) -> Result<Arc<dyn Device>, DeviceError> {
+    fn open(&self) -> Result<Opened, DeviceError> {
         let mut device = self.device.lock();
-        if let Some(device) = &*device {
-            return Ok(Arc::clone(device));
+        if let Some(opened) = &*device {
+            return Ok(opened.clone());
         }
-        let opened: Arc<dyn Device> = Arc::new(Driver::open(GPU)?);
-        Ok(Arc::clone(device.insert(opened)))
+        Ok(device.insert(Opened::new(Arc::new(Driver::open(GPU)?))).clone())
     }
 
     /// The target of an engine whose kernels the device runs.
@@ -122,7 +135,9 @@ impl Runtime for CudaRuntime {
         }
         let (path, image) = read(&image_name(target))?;
         let weights = MappedWeights::open(engine.path(blob_names::WEIGHTS)?, &graph, key)?;
-        let device = self.open().map_err(|error| error::device(&error))?;
+        let Opened { device, pool } = self.open().map_err(|error| error::device(&error))?;
+        // What no sequence uses would be missed now.
+        pool.give_back();
         let executor = Executor::load(Arc::clone(&device), plan, &image, &weights, target);
         let executor = executor.map_err(|error| match error {
             BackendError::Device { what, .. } => {
@@ -130,6 +145,6 @@ impl Runtime for CudaRuntime {
             }
             error => error,
         })?;
-        Ok(Box::new(CudaModel::new(device, executor)))
+        Ok(Box::new(CudaModel::new(device, pool, executor)))
     }
 }

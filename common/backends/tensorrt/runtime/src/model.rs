@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use roundhouse_backend::{BackendError, Cache, LogitsRequest, Model, Sequence};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, LogitsRequest, Model, Sequence};
 use roundhouse_engine::{CacheKind, EngineOptions, MemoryPlan};
 use roundhouse_tensorrt_network::Network;
 use roundhouse_weights::MappedWeights;
@@ -204,6 +204,10 @@ impl<D: Device> Model for TensorRtModel<D> {
 
     fn memory_plan(&self) -> MemoryPlan {
         self.memory.clone()
+    }
+
+    fn cache_growth(&self) -> CacheGrowth {
+        CacheGrowth::Whole(self.max_seq_len)
     }
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {
