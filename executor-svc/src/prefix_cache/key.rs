@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn names_tell_engines_tenants_salts_and_histories_apart() {
-        let tokens: Vec<u32> = (0..200).collect();
+        let tokens: Vec<u32> = (0..(3 * BLOCK_TOKENS + 5) as u32).collect();
         let of = |engine: &EngineKey, tenant, salt| BlockKey::root(engine, tenant, salt).path(&tokens);
         let all = [
             of(&engine("a"), "", ""),
@@ -86,14 +86,14 @@ mod tests {
 
         let root = BlockKey::root(&engine("a"), "", "");
         let mut other = tokens.clone();
-        other[70] += 1;
+        other[BLOCK_TOKENS + 2] += 1;
         let other = root.path(&other);
         assert_eq!(other[0], all[0][0]);
         assert!(
             other[1] != all[0][1] && other[2] != all[0][2],
             "a token changes all names from its block on"
         );
-        assert_eq!(root.path(&tokens[..128]), all[0][..2]);
-        assert!(root.path(&tokens[..63]).is_empty());
+        assert_eq!(root.path(&tokens[..2 * BLOCK_TOKENS]), all[0][..2]);
+        assert!(root.path(&tokens[..BLOCK_TOKENS - 1]).is_empty());
     }
 }

@@ -13,8 +13,13 @@ const DEVIATIONS: f64 = 2.0;
 /// What an estimate of larger steps loses with every smaller one that is measured: one that is too high would never be
 /// measured again.
 const FORGET: f64 = 1.0 / 1024.0;
-/// Sizes of steps that are told apart: powers of two.
-const SIZES: usize = 20;
+/// Sizes of steps that are told apart between a power of two and the next one.
+const SIZES_A_DOUBLING: usize = 4;
+/// Sizes of steps that are told apart.
+const SIZES: usize = 20 * SIZES_A_DOUBLING;
+/// Prompt tokens that a step has at least, however slow it is: streams that slow down by themselves, as those of a busy machine
+/// do, must not keep prompts from ever being done.
+const LEAST_PROMPT_TOKENS: usize = 8;
 
 /// How far prompts may slow running streams.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,7 +32,7 @@ pub struct PaceLimits {
 
 impl Default for PaceLimits {
     fn default() -> Self {
-        Self { of_one_token: 2.5, of_streams: 1.2 }
+        Self { of_one_token: 2.5, of_streams: 1.25 }
     }
 }
 
@@ -35,7 +40,7 @@ impl Default for PaceLimits {
 #[derive(Debug, Clone)]
 pub struct Pace {
     limits: PaceLimits,
-    /// One for each power of two that a step of so many tokens was measured of, at least 2^index and below 2^(index + 1).
+    /// One for each size that was measured.
     points: [Option<Point>; SIZES],
 }
 
@@ -79,7 +84,7 @@ impl Pace {
         }
     }
 
-    /// The most tokens of prompts, at least 1 and at most `limit`, beside so many streams that get a token each. Without
+    /// The most tokens of prompts, at least 8 and at most `limit`, beside so many streams that get a token each. Without
     /// streams nobody is held up: `limit`.
     #[must_use]
     pub fn prompt_tokens(&self, streams: usize, limit: usize) -> usize {
@@ -88,7 +93,7 @@ impl Pace {
             return limit;
         }
         let Some(longest) = self.longest(streams) else { return limit };
-        let (mut fits, mut too_many) = (1, limit + 1);
+        let (mut fits, mut too_many) = (LEAST_PROMPT_TOKENS.min(limit), limit + 1);
         while too_many - fits > 1 {
             let middle = fits + (too_many - fits) / 2;
             if self.expected(streams + middle) <= longest { fits = middle } else { too_many = middle }
@@ -136,8 +141,13 @@ impl Pace {
     }
 }
 
+/// Which size a step of so many tokens is of: sizes are exact up to 8 tokens, and a quarter wide above.
 fn size_of(tokens: usize) -> usize {
-    (tokens.max(1).ilog2() as usize).min(SIZES - 1)
+    let tokens = tokens.max(1);
+    let doubling = tokens.ilog2() as usize;
+    // The two bits after the highest one.
+    let within = if doubling < 2 { tokens << (2 - doubling) } else { tokens >> (doubling - 2) } & 3;
+    (doubling * SIZES_A_DOUBLING + within).min(SIZES - 1)
 }
 
 #[cfg(test)]

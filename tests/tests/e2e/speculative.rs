@@ -76,9 +76,9 @@ async fn guesses_change_no_token_and_no_log_probability() {
     }
     let seeded = sampled(repetitive, 5);
     check(&engine, &seeded, lookup(2, 6)).await;
-    for golden in
-        golden::smollm2().unwrap().prompts.iter().filter(|prompt| prompt.prompt_token_ids.len() < 300)
-    {
+    let golden = golden::smollm2().unwrap();
+    let short = golden.prompts.iter().filter(|prompt| prompt.prompt_token_ids.len() < 300);
+    for golden in short.take(3) {
         let request = with_logprobs(tokens(&golden.prompt_token_ids, 24));
         check(&engine, &request, lookup(2, 4)).await;
         assert_eq!(engine.generate(request).await.unwrap().token_ids, golden.output_token_ids[..24]);
