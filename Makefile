@@ -7,7 +7,7 @@ SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA3 := $(MODELS)/gemma-3-270m-q4_k_m.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models test-models tensorrt nvrtc build demo test test-cuda check bench bench-cuda clean
+.PHONY: help setup models test-models tensorrt nvrtc build demo test test-cuda test-tensorrt check bench bench-cuda clean
 
 help: ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ test: setup test-models tensorrt nvrtc ## Every test
 
 test-cuda: setup nvrtc ## The long tests of the CUDA backend, its kernels emulated on the processor
 	$(CARGO) test --locked -p roundhouse-cuda-runtime -- --include-ignored
+
+test-tensorrt: setup tensorrt ## The long tests of TensorRT engines: every family in every precision and cache
+	$(CARGO) test --locked -p roundhouse-tests -- --ignored tensorrt_engines
 
 check: setup ## What CI checks beside the tests: format, lints, features, documentation, dependencies
 	$(CARGO) fmt --all --check

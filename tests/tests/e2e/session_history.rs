@@ -74,7 +74,7 @@ async fn forks_go_on_from_one_history_each_its_own_way() {
     assert!(whole.id != session.id && part.id != whole.id);
     // The blocks of what both have are not computed again.
     for (session, history, cached) in
-        [(&whole, &so_far[..], 128), (&part, &so_far[..100], 64), (&session, &so_far[..], 134)]
+        [(&whole, &so_far[..], 128), (&part, &so_far[..100], 96), (&session, &so_far[..], 134)]
     {
         let more = some_tokens(200 + cached, 7);
         let answer = engine.generate(in_session(session, tokens(&more, 8))).await.unwrap();

@@ -71,11 +71,13 @@ async fn a_conversation_that_goes_on_from_its_beginning_gives_transformers_token
     // The conversation's first tokens, as an earlier turn would have left them, with one token that does not belong to
     // it and has to go again.
     let beginning = &golden.prompt_token_ids[..40];
-    let first = engine.generate(in_session(&session, tokens(beginning, 1))).await.unwrap();
+    let request = GenerateRequest { bypass_prefix_cache: Some(true), ..tokens(beginning, 1) };
+    let first = engine.generate(in_session(&session, request)).await.unwrap();
     assert_eq!((first.usage.prompt_tokens, first.usage.cached_tokens), (40, 0));
 
     let messages = golden.messages.unwrap();
-    let second = engine.generate(in_session(&session, chat(&messages, 64))).await.unwrap();
+    let request = GenerateRequest { bypass_prefix_cache: Some(true), ..chat(&messages, 64) };
+    let second = engine.generate(in_session(&session, request)).await.unwrap();
     assert_eq!(second.token_ids, golden.output_token_ids);
     assert_eq!(second.usage.prompt_tokens as usize, golden.prompt_token_ids.len());
     assert_eq!(second.usage.cached_tokens, 40);

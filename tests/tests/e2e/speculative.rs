@@ -129,8 +129,12 @@ async fn a_session_goes_on_as_if_nothing_had_been_guessed() {
         let session = engine.executor.client.clone().create_session(create).await.unwrap().into_inner();
         let mut texts = Vec::new();
         for text in [REPETITIVE, " and again: one two"] {
-            let request =
-                GenerateRequest { session_id: Some(session.id.clone()), speculative, ..prompt(text, 21) };
+            let request = GenerateRequest {
+                session_id: Some(session.id.clone()),
+                bypass_prefix_cache: Some(true),
+                speculative,
+                ..prompt(text, 21)
+            };
             let generated = engine.generate(request).await.unwrap();
             texts.push((generated.token_ids, generated.usage.prompt_tokens, generated.usage.cached_tokens));
         }

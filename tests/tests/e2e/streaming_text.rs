@@ -163,7 +163,9 @@ async fn max_tokens_ends_the_output_and_usage_counts_it() {
     let engine = engine().await;
     let golden = golden_prompt("chat_question");
     for count in [1, 5] {
-        let generated = engine.generate(tokens(&golden.prompt_token_ids, count)).await.unwrap();
+        let request = tokens(&golden.prompt_token_ids, count);
+        let request = GenerateRequest { bypass_prefix_cache: Some(true), ..request };
+        let generated = engine.generate(request).await.unwrap();
         assert_eq!(generated.finish_reason, FinishReason::MaxTokens);
         assert_eq!(generated.token_ids, golden.output_token_ids[..count as usize]);
         let usage = generated.usage;
