@@ -22,7 +22,7 @@ use crate::tiny_model_logits::{Feed, ROUNDINGS, half_precision, rounding};
 fn for_tensorrt(request: CompileEngineRequest, weights: WeightPlacement) -> CompileEngineRequest {
     let options = CompileOptions {
         backend: Some(Backend::Tensorrt.into()),
-        targets: vec!["sm_89".to_owned(), "sm_120".to_owned()],
+        targets: vec!["sm_89".to_owned()],
         tensorrt: Some(compiler::TensorRtOptions { weights: Some(weights.into()), ..Default::default() }),
         ..request.options.unwrap()
     };
@@ -58,13 +58,13 @@ fn interpret(engine: &PulledEngine) -> Box<dyn Model> {
 /// Steps after the prompt: enough to read what the prompt and a step before left in a cache.
 const DECODED: usize = 3;
 
-/// Each model has its cells in a row, one for each of four caches: every third one is of every model, and of all caches.
-const SOME: usize = 3;
-/// The same of two precisions, of which a model's cells are far apart.
-const FEWER: usize = 7;
+/// Each model has its cells in a row, one for each of four caches: so many further on is another model's, in another cache.
+const SOME: usize = 5;
+/// The same of two precisions.
+const FEWER: usize = 13;
 
 #[tokio::test]
-async fn engines_of_every_family_give_transformers_logits() {
+async fn engines_give_transformers_logits() {
     logits_are_equal(SOME).await;
 }
 
