@@ -20,13 +20,18 @@ fn streams_go_first_and_a_prompt_gets_the_rest() {
 
 #[test]
 fn prompts_beside_streams_are_bounded_by_time() {
-    let mut policy = policy(LIMITS);
-    for tokens in [1, 2, 4, 8, 16, 32, 64] {
-        policy.observe(tokens, Duration::from_millis(tokens as u64));
+    // At least eight tokens, however long they take; and as many as two and a half steps of one token have the time for: of
+    // 10 ms and one for each token, 27.5 ms.
+    for (weights, prompt) in [(0, 8), (10, 15)] {
+        let mut policy = policy(LIMITS);
+        for tokens in [1, 2, 4, 8, 16, 32, 64] {
+            policy.observe(tokens, Duration::from_millis(weights + tokens as u64));
+        }
+        let plan = policy.plan(&[queued(1, 500), stream(2, 10), stream(3, 10)], PLENTY);
+        assert_eq!(tokens(&plan), [(0, prompt), (1, 1), (2, 1)]);
     }
-    let plan = policy.plan(&[queued(1, 500), stream(2, 10), stream(3, 10)], PLENTY);
-    // Half as long again as the two streams alone, which is the larger bound here: 3 ms.
-    assert_eq!(tokens(&plan), [(0, 1), (1, 1), (2, 1)]);
+    let mut policy = policy(LIMITS);
+    policy.observe(1, Duration::from_millis(1));
     let alone = policy.plan(&[queued(1, 500), Candidate { ready: false, ..stream(2, 10) }], PLENTY);
     assert_eq!(tokens(&alone), [(0, 100)]);
 }
