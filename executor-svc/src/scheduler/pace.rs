@@ -28,11 +28,13 @@ pub struct PaceLimits {
     pub of_one_token: f64,
     /// Where the streams alone take longer than that: as a multiple of what they take.
     pub of_streams: f64,
+    /// A step that is no longer than this is short enough, whatever the others are.
+    pub unnoticed: Duration,
 }
 
 impl Default for PaceLimits {
     fn default() -> Self {
-        Self { of_one_token: 2.5, of_streams: 1.25 }
+        Self { of_one_token: 2.5, of_streams: 1.25, unnoticed: Duration::from_millis(5) }
     }
 }
 
@@ -105,7 +107,8 @@ impl Pace {
     fn longest(&self, streams: usize) -> Option<f64> {
         let one_token = self.points.iter().flatten().next()?;
         let of_streams = self.limits.of_streams * self.expected(streams);
-        Some(of_streams.max(self.limits.of_one_token * one_token.seconds))
+        let of_one_token = self.limits.of_one_token * one_token.seconds;
+        Some(of_streams.max(of_one_token).max(self.limits.unnoticed.as_secs_f64()))
     }
 
     /// Seconds that a step of so many tokens is expected to take: between what was measured of fewer and of more tokens.
@@ -154,7 +157,7 @@ fn size_of(tokens: usize) -> usize {
 mod tests {
     use super::*;
 
-    const LIMITS: PaceLimits = PaceLimits { of_one_token: 2.5, of_streams: 1.5 };
+    const LIMITS: PaceLimits = PaceLimits { of_one_token: 2.5, of_streams: 1.5, unnoticed: Duration::ZERO };
 
     /// A machine that reads its weights in 10 ms and computes a token in 1 ms, whichever takes longer.
     fn machine(tokens: usize) -> Duration {
@@ -236,8 +239,21 @@ mod tests {
     }
 
     #[test]
+    fn a_fast_machine_gives_prompts_the_time_that_nobody_notices() {
+        let unnoticed = Duration::from_millis(5);
+        let mut pace = Pace::new(PaceLimits { unnoticed, ..LIMITS });
+        // Two and a half of its steps of one token are a quarter of a millisecond.
+        let fast = |tokens: usize| Duration::from_micros(100 + 20 * tokens as u64);
+        pace.observe(1, fast(1));
+        run(&mut pace, 16, 300, fast);
+        let found = pace.prompt_tokens(16, 512);
+        assert!((150..=229).contains(&found), "{found}");
+        assert!(run(&mut pace, 16, 300, fast) <= unnoticed);
+    }
+
+    #[test]
     fn there_is_always_a_token_and_never_more_than_the_limit() {
-        let mut pace = Pace::new(PaceLimits { of_one_token: 1.0, of_streams: 1.0 });
+        let mut pace = Pace::new(PaceLimits { of_one_token: 1.0, of_streams: 1.0, ..LIMITS });
         for tokens in [1, 2, 3, 700, 1 << 30] {
             pace.observe(tokens, Duration::from_millis(tokens as u64));
         }

@@ -19,7 +19,7 @@ pub(crate) const CAPACITY: usize = 4096;
 
 pub(crate) const LIMITS: PolicyLimits = PolicyLimits {
     step: StepLimits { max_sequences: 4, max_tokens: 100, max_scored_tokens: 30 },
-    pace: PaceLimits { of_one_token: 2.5, of_streams: 1.5 },
+    pace: PaceLimits { of_one_token: 2.5, of_streams: 1.5, unnoticed: Duration::ZERO },
     queue_timeout: Duration::from_secs(60),
     ageing: Duration::from_secs(1),
 };
