@@ -37,7 +37,7 @@ build: setup ## Build the release binary
 demo: build models tensorrt nvrtc ## Start both services, compile SmolLM2 and stream an answer
 	@scripts/demo.sh $(BINARY)
 
-test: setup test-models tensorrt nvrtc ## Every test
+test: setup test-models tensorrt nvrtc ## Every test but those of test-cuda and test-tensorrt
 	$(CARGO) test --workspace --locked
 
 test-cuda: setup nvrtc ## The long tests of the CUDA backend, its kernels emulated on the processor

@@ -148,7 +148,8 @@ pub(crate) struct ExecutorOptions {
     /// Seconds that a step may take before health turns NOT_SERVING.
     #[arg(long, default_value_t = 120)]
     step_timeout_seconds: u64,
-    /// How many times as long as a step of one token a step with running streams may take because of new prompts.
+    /// How many times as long as a step of one token a step with running streams may take because of new prompts;
+    /// steps of up to 5 ms, of up to eight prompt tokens, and a quarter more than the streams take by themselves are always allowed.
     #[arg(long, default_value_t = 2.5)]
     prompt_slowdown: f64,
     /// New tokens in one step over all sequences.

@@ -49,7 +49,8 @@ pub struct ExecutorConfig {
     /// New tokens in one step over all sequences.
     pub step_token_budget: usize,
     /// How many times as long as a step of one token a step with running streams may take because of the prompts in it:
-    /// what bounds the time between two tokens while prompts are prefilled.
+    /// what bounds the time between two tokens while prompts are prefilled. Up to 5 ms, up to a quarter more than the streams take
+    /// by themselves, and with up to eight tokens of prompts a step may be longer all the same.
     pub prompt_slowdown: f64,
     /// Threads of the CPU backend; `None` takes one a core.
     pub threads: Option<usize>,
