@@ -166,7 +166,7 @@ fn step(pool: &ThreadPool, elements: Elements<'_>, m: usize) -> ([f64; 5], f64) 
 }
 
 fn products(pool: &ThreadPool, name: &str, elements: Elements<'_>) {
-    for m in [1, 2, 4, 8, 9, 16, 17, 32, 64, 512] {
+    for m in [1, 2, 4, 8, 9, 16, 17, 24, 32, 64, 65, 128, 512] {
         let (kinds, step) = step(pool, elements, m);
         if m == 1 || m == 512 {
             for ((what, rows, k, _), seconds) in LAYER.into_iter().chain((m == 1).then_some(HEAD)).zip(kinds)

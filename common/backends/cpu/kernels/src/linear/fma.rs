@@ -21,7 +21,7 @@ const ROWS: usize = 4;
 const PANEL_ROWS: usize = 32;
 
 /// Columns of a block: so many of the rows stay in the first-level cache.
-const BLOCK_COLUMNS: usize = 1024;
+const BLOCK_COLUMNS: usize = 768;
 
 /// Distance of the converted rows: no power of two, or the same columns of all would fall into one set of the cache.
 const ROW_STRIDE: usize = BLOCK_COLUMNS + 16;

@@ -27,7 +27,7 @@ use crate::shared::SharedMut;
 use crate::{Isa, Scratch, ThreadPool, Weight};
 
 /// Up to how many rows of activations are multiplied row by row: converting the weights apart does not pay for fewer.
-const GEMV_ROWS: usize = 24;
+const GEMV_ROWS: usize = 64;
 
 /// As [`GEMV_ROWS`], where a weight is quantised: decoding it for each few rows again costs more.
 const GEMV_ROWS_QUANTIZED: usize = 16;
