@@ -79,6 +79,7 @@ impl Shape {
                 head_dim: 128,
                 intermediate: 18_944,
                 vocab: 152_064,
+                positions: 131_072,
                 tied: false,
                 ..qwen
             },
