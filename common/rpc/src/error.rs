@@ -36,6 +36,10 @@ pub mod reason {
     pub const CORRUPT_ENGINE: &str = "CORRUPT_ENGINE";
     /// No room for another engine beside those in use.
     pub const ENGINE_MEMORY_EXHAUSTED: &str = "ENGINE_MEMORY_EXHAUSTED";
+    /// The memory of a GPU is taken, by this process or another one.
+    pub const DEVICE_MEMORY_EXHAUSTED: &str = "DEVICE_MEMORY_EXHAUSTED";
+    /// The GPU, or the executor's use of it, is broken: the executor's health is NOT_SERVING, and another one should be asked.
+    pub const DEVICE_LOST: &str = "DEVICE_LOST";
     /// No room on a disk.
     pub const DISK_FULL: &str = "DISK_FULL";
     /// The object store or the hub cannot be reached.

@@ -134,6 +134,10 @@ fn of_backend(error: &BackendError) -> Failure {
         BackendError::Incompatible { .. } => {
             Failure::new(Code::FailedPrecondition, reason::ENGINE_INCOMPATIBLE, message)
         }
+        BackendError::OutOfMemory { .. } => {
+            Failure::new(Code::ResourceExhausted, reason::DEVICE_MEMORY_EXHAUSTED, message)
+        }
+        BackendError::DeviceLost { .. } => Failure::new(Code::Unavailable, reason::DEVICE_LOST, message),
         BackendError::Corrupt { .. }
         | BackendError::Graph(_)
         | BackendError::Manifest(_)

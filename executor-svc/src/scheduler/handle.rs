@@ -1,8 +1,8 @@
 //! The way to the thread that runs an engine's generations.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -99,6 +99,8 @@ pub(super) struct Shared {
     pub(super) overhead: Latencies,
     pub(super) output: Latencies,
     pub(super) step: StepClock,
+    /// Why there are no more steps.
+    pub(super) lost: OnceLock<String>,
 }
 
 impl Scheduler {
@@ -116,6 +118,7 @@ impl Scheduler {
             overhead: Latencies::default(),
             output: Latencies::default(),
             step: StepClock::new(),
+            lost: OnceLock::new(),
         });
         let worker = Worker::new(parts, config, requests, Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("scheduler".to_owned()).spawn(move || worker.run())?;
@@ -163,6 +166,12 @@ impl Scheduler {
     #[must_use]
     pub fn step_elapsed(&self) -> Option<Duration> {
         self.shared.step.elapsed()
+    }
+
+    /// Why no step succeeds any more: the device is lost.
+    #[must_use]
+    pub fn lost(&self) -> Option<&str> {
+        self.shared.lost.get().map(String::as_str)
     }
 
     /// Whether the thread has ended, which it does only when the scheduler is dropped.

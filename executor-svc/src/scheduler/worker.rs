@@ -296,6 +296,9 @@ impl Worker {
     /// Ends the generations of a step that failed.
     pub(super) fn fail(&mut self, shares: &[Share], error: BackendError) {
         tracing::error!(%error, sequences = shares.len(), "a step failed");
+        if let BackendError::DeviceLost { .. } = error {
+            self.shared.lost.get_or_init(|| error.to_string());
+        }
         let error = Arc::new(error);
         for share in shares {
             let active = &mut self.active[share.index];

@@ -103,6 +103,13 @@ fn of_backend(error: &BackendError) -> Failure {
         | BackendError::Graph(_)
         | BackendError::Manifest(_)
         | BackendError::Weight(_) => Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message),
+        BackendError::OutOfMemory { needed, free, .. } => {
+            Failure::new(Code::ResourceExhausted, reason::DEVICE_MEMORY_EXHAUSTED, message)
+                .with("needed_bytes", needed)
+                .with("free_bytes", free)
+                .retry_after(BUSY_RETRY)
+        }
+        BackendError::DeviceLost { .. } => Failure::new(Code::Unavailable, reason::DEVICE_LOST, message),
         BackendError::Io { .. } | BackendError::Device { .. } | BackendError::PositionsLost { .. } => {
             Failure::new(Code::Internal, reason::INTERNAL, message)
         }
@@ -218,6 +225,11 @@ pub(super) fn of_generate(error: &GenerateError) -> Failure {
         GenerateError::Guide(error) => of_guide(error),
         GenerateError::Sampling(error) if matches!(**error, SamplingError::NoCandidate) => {
             Failure::new(Code::InvalidArgument, reason::NO_TOKEN_ALLOWED, message)
+        }
+        GenerateError::Model(error)
+            if matches!(**error, BackendError::OutOfMemory { .. } | BackendError::DeviceLost { .. }) =>
+        {
+            of_backend(error)
         }
         // The request was checked before it was taken: what the model refuses now is a fault here.
         GenerateError::Model(_) | GenerateError::Sampling(_) | GenerateError::Text(_) => {

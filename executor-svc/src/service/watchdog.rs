@@ -13,7 +13,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 impl ExecutorService {
     /// Turns the executor's health SERVING, and from then on NOT_SERVING for as long as an engine makes no progress: when
-    /// a step takes longer than the configured limit, or its thread has ended.
+    /// a step takes longer than the configured limit, its thread has ended, or its device is lost.
     pub async fn report_health(&self, readiness: &Readiness) {
         readiness.serving().await;
         let (service, readiness) = (self.clone(), readiness.of(Self::NAMES));
@@ -53,6 +53,9 @@ impl ExecutorService {
             let (key, scheduler) = (&engine.manifest().key, engine.scheduler());
             if scheduler.has_ended() {
                 return Some(format!("engine {key}: the thread of its scheduler has ended"));
+            }
+            if let Some(why) = scheduler.lost() {
+                return Some(format!("engine {key}: {why}"));
             }
             let elapsed = scheduler.step_elapsed().filter(|&elapsed| elapsed >= limit)?;
             let seconds = elapsed.as_secs_f64();

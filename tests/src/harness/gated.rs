@@ -1,4 +1,4 @@
-//! A backend whose steps wait at a gate: for what happens while a step runs, or when one does not end.
+//! A backend whose steps wait at a gate: for what happens while a step runs, when one does not end, or when the device is lost.
 
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct GateState {
     is_closed: bool,
+    is_lost: bool,
     /// Of the steps that found it closed, those that may pass.
     admitted: u64,
 }
@@ -58,6 +59,11 @@ impl Gate {
         self.change(|state, arrived| (state.is_closed, state.admitted) = (false, arrived));
     }
 
+    /// Steps fail from now on, as on a device that is lost.
+    pub fn lose(&self) {
+        self.change(|state, _| state.is_lost = true);
+    }
+
     /// Waits until a step waits at the closed gate.
     pub async fn step_waits(&self) {
         let admitted = self.shared.state.lock().admitted;
@@ -79,11 +85,14 @@ impl Gate {
         self.shared.changed.notify_all();
     }
 
-    /// Blocks while the gate is closed.
-    fn pass(&self) {
+    /// Blocks while the gate is closed. Fails where the device is lost.
+    fn pass(&self) -> Result<(), BackendError> {
         let mut state = self.shared.state.lock();
+        if state.is_lost {
+            return Err(BackendError::DeviceLost { backend: "gated", what: "the device is lost".to_owned() });
+        }
         if !state.is_closed {
-            return;
+            return Ok(());
         }
         let mut mine = 0;
         self.shared.arrived.send_modify(|arrived| {
@@ -93,6 +102,7 @@ impl Gate {
         while state.admitted < mine {
             self.shared.changed.wait(&mut state);
         }
+        Ok(())
     }
 }
 
@@ -137,7 +147,7 @@ impl Model for GatedModel {
     }
 
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError> {
-        self.gate.pass();
+        self.gate.pass()?;
         self.inner.forward(batch)
     }
 }

@@ -1,4 +1,4 @@
-//! A step that does not end shows in the health and the load, and holds up no caller beyond its deadline.
+//! A step that does not end, or a lost device, shows in the health and the load, and holds up no caller beyond its deadline.
 
 use std::time::Duration;
 
@@ -45,6 +45,25 @@ async fn a_step_that_does_not_end_turns_health_not_serving_until_it_does() {
     assert_eq!(Generated::read(&mut stream).await.unwrap().token_ids.len(), 4);
     becomes(&channel, ServingStatus::Serving).await;
     assert_eq!(executor.get_load().await.unwrap().problems, [""; 0]);
+    executor.becomes_idle().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_device_ends_streams_with_a_status_to_go_elsewhere_and_turns_health_not_serving() {
+    let (executor, engine, gate) = gated(1, |config| config.step_timeout = Duration::from_millis(200)).await;
+    let channel = executor.node().unwrap().connect().await.unwrap();
+    becomes(&channel, ServingStatus::Serving).await;
+
+    gate.lose();
+    let status = match engine.stream(tokens(&[5, 6, 7], 4)).await {
+        Ok(mut stream) => Generated::read(&mut stream).await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, reasons::DEVICE_LOST));
+    becomes(&channel, ServingStatus::NotServing).await;
+    let problems = executor.get_load().await.unwrap().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains(&engine.key) && problems[0].contains("lost"), "{problems:?}");
     executor.becomes_idle().await.unwrap();
 }
 

@@ -95,6 +95,24 @@ pub enum BackendError {
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// The device's memory is taken.
+    #[error("{backend}: out of memory on the device: {needed} bytes more are needed and {free} are free")]
+    OutOfMemory {
+        /// The backend.
+        backend: &'static str,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The device, or this process' use of it, is broken: nothing works on it any more.
+    #[error("{backend}: {what}")]
+    DeviceLost {
+        /// The backend.
+        backend: &'static str,
+        /// The driver's words.
+        what: String,
+    },
     /// The backend's library or device failed, in its own words.
     #[error("{backend}: {what}")]
     Device {

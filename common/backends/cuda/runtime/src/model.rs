@@ -32,7 +32,7 @@ pub(crate) struct CudaModel {
     memory: MemoryPlan,
     pool: Arc<Pool>,
     /// One step at a time: all share the buffers. Why there are no more steps, once the device is lost.
-    executor: Mutex<(Executor, Option<String>)>,
+    executor: Mutex<(Executor, Option<DeviceError>)>,
 }
 
 /// A part of a sequence's tokens that runs in one step.
@@ -271,12 +271,12 @@ impl Model for CudaModel {
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError> {
         let (executor, lost) = &mut *self.executor.lock();
         if let Some(why) = lost {
-            return Err(error::failed(why.clone()));
+            return Err(error::device(why));
         }
         self.check(batch)?;
         if let Err(failure) = self.run(executor, batch) {
             if matches!(failure, DeviceError::Lost(_)) {
-                *lost = Some(failure.to_string());
+                *lost = Some(failure.clone());
             }
             return Err(error::device(&failure));
         }
@@ -294,7 +294,7 @@ impl Model for CudaModel {
     ) -> Result<bool, BackendError> {
         let (executor, lost) = &mut *self.executor.lock();
         if let Some(why) = lost {
-            return Err(error::failed(why.clone()));
+            return Err(error::device(why));
         }
         if self.whole || batch.is_empty() || batch.len() > executor.most_greedy_sequences() {
             return Ok(false);
@@ -310,7 +310,7 @@ impl Model for CudaModel {
         }
         self.run_greedily(executor, batch, steps, each).map_err(|failure| {
             if matches!(failure, DeviceError::Lost(_)) {
-                *lost = Some(failure.to_string());
+                *lost = Some(failure.clone());
             }
             error::device(&failure)
         })?;
