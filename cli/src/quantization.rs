@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use roundhouse_engine::UnknownName;
-use roundhouse_proto::compiler::{PassReport, WeightFormat, WeightQuantization};
+use roundhouse_proto::compiler::{Calibration, PassReport, WeightFormat, WeightQuantization};
 
 /// What the compiler counts beside others in the report of the pass that quantises: millionths lost of all weights, and
 /// of those that lost most.
@@ -25,6 +25,29 @@ pub(crate) struct QuantizationArgs {
     /// int4 without the offset that each group has beside its scale: half a bit a weight less, and less exact.
     #[arg(long)]
     symmetric: bool,
+    /// none or self: whether int4 is rounded by what its matrices see of text that the model writes itself, which loses
+    /// less and takes a while. By default of models of up to about a billion weights.
+    #[arg(long, value_name = "TEXT")]
+    calibration: Option<CalibrationChoice>,
+}
+
+/// What weights are calibrated on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CalibrationChoice(Calibration);
+
+const CALIBRATIONS: [(&str, Calibration); 2] = [("none", Calibration::None), ("self", Calibration::OwnText)];
+
+impl FromStr for CalibrationChoice {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let known = CALIBRATIONS.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        known.map(|(_, calibration)| Self(calibration)).ok_or_else(|| UnknownName {
+            what: "calibration",
+            found: name.to_owned(),
+            expected: CALIBRATIONS.map(|(name, _)| name).join(", "),
+        })
+    }
 }
 
 /// The form asked for.
@@ -56,26 +79,32 @@ impl FromStr for FormatChoice {
 impl QuantizationArgs {
     /// As the compiler takes it. A group size that fits no format is the compiler's to refuse.
     pub(crate) fn message(self) -> Option<WeightQuantization> {
-        let automatic =
-            self.quantization.0 == WeightFormat::Unspecified && self.group_size.is_none() && !self.symmetric;
+        let automatic = self.quantization.0 == WeightFormat::Unspecified
+            && self.group_size.is_none()
+            && !self.symmetric
+            && self.calibration.is_none();
         (!automatic).then(|| WeightQuantization {
             format: self.quantization.0.into(),
             group_size: self.group_size,
             symmetric: self.symmetric.then_some(true),
+            calibration: self.calibration.map(|choice| choice.0.into()),
         })
     }
 }
 
-/// What an engine was built with, as executors name it: `none`, `checkpoint`, `int4:32`, `int4:32:symmetric`.
+/// What an engine was built with, as executors name it: `none`, `checkpoint`, `int4:32`, `int4:32:symmetric`, with
+/// `:calibrated` after them.
 pub(crate) fn name(built: Option<&WeightQuantization>) -> String {
     // An engine of a compiler without this option has none.
     let format = built.map_or(WeightFormat::None, WeightQuantization::format);
     let name = FORMATS.iter().find(|(_, known)| *known == format).map_or("?", |(name, _)| *name);
     let symmetric = format == WeightFormat::Int4 && built.is_some_and(|built| built.symmetric == Some(true));
     let symmetric = if symmetric { ":symmetric" } else { "" };
+    let calibrated = built.is_some_and(|built| built.calibration() == Calibration::OwnText);
+    let calibrated = if calibrated { ":calibrated" } else { "" };
     match built.and_then(|built| built.group_size) {
-        Some(group_size) => format!("{name}:{group_size}{symmetric}"),
-        None => format!("{name}{symmetric}"),
+        Some(group_size) => format!("{name}:{group_size}{symmetric}{calibrated}"),
+        None => format!("{name}{symmetric}{calibrated}"),
     }
 }
 
@@ -146,6 +175,16 @@ mod tests {
         assert_eq!((message.format(), name(Some(&message))), (WeightFormat::Int4, "int4:64".to_owned()));
         let message = asked(&["--quantization", "int4", "--group-size", "32", "--symmetric"]).unwrap();
         assert_eq!((message.symmetric, name(Some(&message))), (Some(true), "int4:32:symmetric".to_owned()));
+        let message = asked(&["--quantization", "int4", "--calibration", "self"]).unwrap();
+        assert_eq!(
+            (message.calibration(), name(Some(&message))),
+            (Calibration::OwnText, "int4:calibrated".to_owned())
+        );
+        let message = asked(&["--calibration", "none"]).unwrap();
+        assert_eq!(
+            (message.calibration, message.format()),
+            (Some(Calibration::None.into()), WeightFormat::Unspecified)
+        );
         // The compiler says what is wrong with a group size or symmetry without a format.
         assert_eq!(asked(&["--symmetric"]).unwrap().symmetric, Some(true));
         assert_eq!(asked(&["--group-size", "64"]).unwrap().group_size, Some(64));

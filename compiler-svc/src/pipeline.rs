@@ -1,17 +1,18 @@
 //! One compilation, from checkpoint to published engine.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Builder};
+use roundhouse_calibration::{Calibrated, CalibrationError, Subject, Text};
 use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, Precision,
     TensorRtOptions, WeightQuantization, blob_names,
 };
-use roundhouse_graph::Graph;
+use roundhouse_graph::{Graph, QuantizedLinearAttributes, WeightExpr};
 use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
 use roundhouse_lowering::{LoweringError, WEIGHT_ONLY_QUANTIZATION};
 use roundhouse_models::ModelError;
@@ -20,7 +21,7 @@ use roundhouse_store::{EngineStore, Published, StoreError};
 
 use crate::backends::{Backends, NoBuilder};
 use crate::jobs::Operation;
-use crate::progress::{DownloadProgress, OperationProgress, UploadProgress};
+use crate::progress::{CalibrationProgress, DownloadProgress, OperationProgress, UploadProgress};
 use crate::quantization::{self, Quantized};
 use crate::quantization_loss::MeasuredWeights;
 use crate::support::SUPPORT;
@@ -30,6 +31,9 @@ use crate::{COMPILER_VERSION, convert};
 const DEFAULT_MAX_SEQ_LEN: u32 = 4096;
 /// The most sequences in a step of an engine whose request does not say.
 const DEFAULT_MAX_BATCH_SIZE: u32 = 8;
+/// The text that weights are calibrated on.
+const CALIBRATION_SEQUENCES: u32 = 64;
+const CALIBRATION_TOKENS: u32 = 256;
 
 /// What a compilation was asked for; what is `None` gets its default.
 #[derive(Debug, Clone)]
@@ -52,6 +56,8 @@ pub struct CompileRequest {
     pub all_logits: bool,
     /// How the weights of matrix products are kept; `None` is as the checkpoint has them where that can be.
     pub quantization: Option<WeightQuantization>,
+    /// Whether weights of four bits that the compiler makes are calibrated; `None` is where the model is small enough.
+    pub calibration: Option<bool>,
     /// The GPUs to build for; none leaves them to the backend.
     pub targets: ComputeCapabilities,
     /// What only TensorRT engines have; `None` for other backends.
@@ -88,6 +94,9 @@ pub enum CompileError {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The calibration of its weights.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// The backend does not build with these options.
     #[error(transparent)]
     Options(BackendError),
@@ -138,6 +147,8 @@ struct Lowered {
     graph: Graph,
     source_graph: Graph,
     manifest: Manifest,
+    /// The matrices to calibrate.
+    to_calibrate: Vec<(WeightExpr, QuantizedLinearAttributes)>,
     /// What people should know of it.
     notes: Vec<String>,
 }
@@ -242,8 +253,10 @@ impl Pipeline {
         let directory = tempfile::Builder::new().prefix("build-").tempdir_in(&self.build_dir).map_err(io)?;
         operation.report(Stage::Build, 0, None);
         let progress = OperationProgress::new(Arc::clone(operation));
+        let calibrated = calibrate(checkpoint, &lowered, directory.path(), operation)?;
+        let calibrated = calibrated.weights(checkpoint);
         let options = &lowered.manifest.options;
-        let weights = MeasuredWeights::new(checkpoint);
+        let weights = MeasuredWeights::new(&calibrated);
         let built = builder.build(&lowered.graph, options, &weights, directory.path(), &progress)?;
         if let Some(losses) = weights.losses() {
             losses.lines().into_iter().for_each(|line| operation.log(line));
@@ -260,6 +273,31 @@ impl Pipeline {
         let progress = UploadProgress::new(Arc::clone(operation));
         Ok(self.store.publish(lowered.manifest, &files, &progress).await?)
     }
+}
+
+/// Rounds the matrices that are to be calibrated.
+fn calibrate(
+    checkpoint: &Checkpoint,
+    lowered: &Lowered,
+    directory: &Path,
+    operation: &Arc<Operation>,
+) -> Result<Calibrated, CalibrationError> {
+    if lowered.to_calibrate.is_empty() {
+        return Ok(Calibrated::default());
+    }
+    let started = Instant::now();
+    let Manifest { info, options, .. } = &lowered.manifest;
+    let text = Text {
+        sequences: CALIBRATION_SEQUENCES,
+        tokens: CALIBRATION_TOKENS.min(options.max_seq_len),
+        first: info.bos_token_id.or(info.eos_token_ids.first().copied()).unwrap_or(0),
+    };
+    let subject =
+        Subject { graph: &lowered.source_graph, source: checkpoint, targets: &lowered.to_calibrate };
+    let progress = CalibrationProgress::new(Arc::clone(operation));
+    let calibrated = roundhouse_calibration::calibrate(subject, text, directory, &progress)?;
+    operation.log(format!("{} matrices calibrated in {:.2?}", calibrated.count(), started.elapsed()));
+    Ok(calibrated)
 }
 
 /// Config to lowered graph, and the manifest that goes with it, but for its blobs.
@@ -310,8 +348,13 @@ fn lower(
     let options = builder.resolve(&model.graph, options).map_err(CompileError::Options)?;
     let source_graph = model.graph.clone();
     let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
+    let asked = (request.quantization, request.calibration);
     let Quantized { graph, quantization, report, notes: of_weights } =
-        quantization::quantize(graph, request.quantization, &options, checkpoint, builder)?;
+        quantization::quantize(graph, asked, &options, checkpoint, builder)?;
+    let to_calibrate = match quantization {
+        WeightQuantization::Calibrated(_) => roundhouse_calibration::targets(&graph),
+        _ => Vec::new(),
+    };
     let options = EngineOptions { quantization, ..options };
     passes.extend(report);
     let (graph, fusions) = builder.lower(graph, &options)?;
@@ -347,7 +390,7 @@ fn lower(
     if !model.ignored_fields.is_empty() {
         notes.push(format!("fields of config.json without a meaning: {}", model.ignored_fields.join(", ")));
     }
-    Ok(Lowered { graph, source_graph, manifest, notes })
+    Ok(Lowered { graph, source_graph, manifest, to_calibrate, notes })
 }
 
 /// `eos_token_id` of generation_config.json: a number or a list.
@@ -363,7 +406,7 @@ fn eos_token_ids(generation_config: &serde_json::Value) -> Option<Vec<u32>> {
 fn write_metadata(
     checkpoint: &Checkpoint,
     source_graph: &Graph,
-    directory: &std::path::Path,
+    directory: &Path,
     files: &mut Vec<(String, PathBuf)>,
 ) -> Result<(), CompileError> {
     let mut metadata = vec![

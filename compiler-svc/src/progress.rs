@@ -55,6 +55,25 @@ impl BuildProgress for OperationProgress {
     }
 }
 
+/// Of calibrating weights.
+pub(crate) struct CalibrationProgress(Arc<Operation>);
+
+impl CalibrationProgress {
+    pub(crate) fn new(operation: Arc<Operation>) -> Self {
+        Self(operation)
+    }
+}
+
+impl roundhouse_calibration::Progress for CalibrationProgress {
+    fn is_cancelled(&self) -> bool {
+        self.0.cancellation().is_cancelled()
+    }
+
+    fn done(&self, parts: usize, all: usize) {
+        self.0.log(format!("calibrated {parts} of {all} parts of the model"));
+    }
+}
+
 /// Of uploading an engine.
 pub(crate) struct UploadProgress(Arc<Operation>);
 

@@ -4,10 +4,15 @@ use std::collections::BTreeSet;
 
 use roundhouse_backend::{BackendError, Builder, WeightSource};
 use roundhouse_engine::{EngineOptions, WeightQuantization};
-use roundhouse_graph::{Graph, Node, Op, Origin, PassReport, QuantizedLinearAttributes, ValueId};
-use roundhouse_lowering::{packed_weights, weight_only_quantization};
+use roundhouse_graph::{
+    Graph, Node, Op, Origin, PassReport, QuantizedLinearAttributes, ValueId, WeightFormat,
+};
+use roundhouse_lowering::{calibrated_quantization, packed_weights, weight_only_quantization};
 
 use crate::pipeline::CompileError;
+
+/// The most numbers in the weights of products that are calibrated where a request does not say.
+const MOST_CALIBRATED: i64 = 1 << 30;
 
 /// A graph whose products have the weights that its engine keeps.
 #[derive(Debug)]
@@ -27,14 +32,14 @@ impl Quantized {
     }
 }
 
-/// Quantises the weights of a lowered graph as was `asked`. Where nothing was, they stay as the checkpoint has them if
-/// the backend multiplies with any so; an engine in which it does not is the same as one that was asked for without.
+/// Quantises the weights of a lowered graph as was `asked`, with whether to calibrate them. Where nothing was, they stay as
+/// the checkpoint has them if the backend multiplies with any so; an engine in which it does not is the same as one that was asked for without.
 ///
 /// # Errors
 /// What was asked for by name and cannot be.
 pub(crate) fn quantize(
     graph: Graph,
-    asked: Option<WeightQuantization>,
+    (asked, calibration): (Option<WeightQuantization>, Option<bool>),
     options: &EngineOptions,
     source: &dyn WeightSource,
     builder: &dyn Builder,
@@ -42,7 +47,10 @@ pub(crate) fn quantize(
     match asked {
         Some(WeightQuantization::None) => Ok(Quantized::decoded(graph)),
         Some(WeightQuantization::Compiler(attributes)) => {
-            by_compiler(graph, attributes, options, source, builder)
+            by_compiler(graph, (attributes, calibration), options, source, builder)
+        }
+        Some(WeightQuantization::Calibrated(attributes)) => {
+            by_compiler(graph, (attributes, Some(true)), options, source, builder)
         }
         Some(WeightQuantization::Checkpoint) => {
             let found = as_in_checkpoint(graph, options, source, builder)?;
@@ -100,7 +108,7 @@ fn not_packed(found: &Quantized, builder: &dyn Builder) -> CompileError {
 
 fn by_compiler(
     graph: Graph,
-    attributes: QuantizedLinearAttributes,
+    (attributes, calibration): (QuantizedLinearAttributes, Option<bool>),
     options: &EngineOptions,
     source: &dyn WeightSource,
     builder: &dyn Builder,
@@ -122,7 +130,30 @@ fn by_compiler(
     let columns: BTreeSet<i64> = weights_of_products(&graph)
         .filter_map(|(weight, _)| graph.value(weight).shape.last()?.as_constant())
         .collect();
-    let (graph, report) = weight_only_quantization(graph, attributes)?;
+    let calibrate = calibration.unwrap_or_else(|| numbers_of_products(&graph) <= MOST_CALIBRATED);
+    let calibrated = match attributes.quantization.format {
+        WeightFormat::Int4 if calibrate => Some(calibrated_quantization(graph.clone(), attributes)?),
+        _ => None,
+    };
+    let multiplies = |node: &Node| match node.op {
+        Op::QuantizedLinear(attributes) => builder.multiplies_quantized(attributes, &options),
+        _ => true,
+    };
+    let (quantization, (graph, report)) = match calibrated {
+        Some(made) if made.0.nodes().all(|(_, node)| multiplies(node)) => {
+            (WeightQuantization::Calibrated(attributes), made)
+        }
+        Some(_) if calibration == Some(true) => {
+            return Err(CompileError::Options(BackendError::Unsupported {
+                backend: builder.kind().name(),
+                what: format!(
+                    "products with weights of int8 beside {asked} in {} engines",
+                    options.precision
+                ),
+            }));
+        }
+        _ => (asked, weight_only_quantization(graph, attributes)?),
+    };
     if report.counts.get("quantized_linears").copied().unwrap_or(0) == 0 {
         let columns: Vec<_> = columns.iter().map(ToString::to_string).collect();
         return Err(CompileError::Option {
@@ -131,7 +162,16 @@ fn by_compiler(
             allowed: format!("what divides the columns of its weights ({})", columns.join(", ")),
         });
     }
-    Ok(Quantized { graph, quantization: asked, report: Some(report), notes })
+    Ok(Quantized { graph, quantization, report: Some(report), notes })
+}
+
+/// How many numbers the weights of products have.
+fn numbers_of_products(graph: &Graph) -> i64 {
+    let count = |(weight, _): (ValueId, Vec<&str>)| {
+        let dims = graph.value(weight).shape.iter().filter_map(roundhouse_graph::Dim::as_constant);
+        dims.fold(1, i64::saturating_mul)
+    };
+    weights_of_products(graph).map(count).fold(0, i64::saturating_add)
 }
 
 fn is_quantized(source: &dyn WeightSource, tensors: &[&str]) -> bool {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use parking_lot::Mutex;
 use roundhouse_backend::{QuantizationLoss, QuantizedTensor, WeightError, WeightSource};
-use roundhouse_graph::{PassReport, WeightExpr};
+use roundhouse_graph::{PassReport, QuantizedLinearAttributes, QuantizedPart, WeightExpr};
 
 /// How many of the matrices that lost most are named.
 const NAMED: usize = 5;
@@ -74,6 +74,17 @@ impl WeightSource for MeasuredWeights<'_> {
 
     fn quantized(&self, name: &str) -> Option<QuantizedTensor> {
         self.source.quantized(name)
+    }
+
+    fn quantized_rows(
+        &self,
+        matrix: &WeightExpr,
+        attributes: QuantizedLinearAttributes,
+        part: QuantizedPart,
+        rows: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<Option<QuantizationLoss>, WeightError> {
+        self.source.quantized_rows(matrix, attributes, part, rows, out)
     }
 
     fn measure(&self, matrix: &WeightExpr, rows: Range<u64>, lost: QuantizationLoss) {

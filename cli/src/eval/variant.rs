@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::ensure;
-use roundhouse_proto::compiler::{CompileOptions, Precision, WeightFormat, WeightQuantization};
+use roundhouse_proto::compiler::{Calibration, CompileOptions, Precision, WeightFormat, WeightQuantization};
 use roundhouse_proto::executor::LoadedEngine;
 
 use crate::quantization;
@@ -23,7 +23,8 @@ pub(super) enum UnknownVariant {
     /// Not a known word.
     #[error(
         "unknown variant {0:?}: expected one of fp32, fp16, bf16, checkpoint, int8, int4, fp8, or with a group size \
-         int8:64, int4:64, fp8:64, or without offsets int4:symmetric, int4:64:symmetric"
+         int8:64, int4:64, fp8:64, or without offsets int4:symmetric, int4:64:symmetric, or \
+         without calibration int4:uncalibrated, int4:symmetric:uncalibrated"
     )]
     Name(String),
     /// A group size that is none, or of a form that has none.
@@ -36,15 +37,19 @@ impl FromStr for Variant {
 
     fn from_str(text: &str) -> Result<Self, UnknownVariant> {
         let lower = text.to_ascii_lowercase();
-        let (form, symmetric) = match lower.strip_suffix(":symmetric") {
-            Some(form) => (form, Some(true)),
+        let (form, calibration) = match lower.strip_suffix(":uncalibrated") {
+            Some(form) => (form, Some(Calibration::None.into())),
             None => (lower.as_str(), None),
+        };
+        let (form, symmetric) = match form.strip_suffix(":symmetric") {
+            Some(form) => (form, Some(true)),
+            None => (form, None),
         };
         let (name, group_size) = match form.split_once(':') {
             Some((name, size)) => (name, Some(size)),
             None => (form, None),
         };
-        if symmetric.is_some() && name != "int4" {
+        if (symmetric.is_some() || calibration.is_some()) && name != "int4" {
             return Err(UnknownVariant::Name(text.to_owned()));
         }
         let bad_group_size = || UnknownVariant::GroupSize(text.to_owned());
@@ -52,7 +57,8 @@ impl FromStr for Variant {
             .map(|size| size.parse().ok().filter(|&size: &u32| size > 0).ok_or_else(bad_group_size))
             .transpose()?;
         let quantized = |format: WeightFormat| {
-            Ok(Self::Quantized(WeightQuantization { format: format.into(), group_size, symmetric }))
+            let format = format.into();
+            Ok(Self::Quantized(WeightQuantization { format, group_size, symmetric, calibration }))
         };
         let whole = |variant| if group_size.is_some() { Err(bad_group_size()) } else { Ok(variant) };
         match name {
@@ -90,10 +96,14 @@ impl Variant {
             Self::Quantized(quantization) => (None, quantization::name(Some(&quantization))),
         };
         let found = engine.quantization.as_str();
+        let uncalibrated =
+            matches!(self, Self::Quantized(asked) if asked.calibration == Some(Calibration::None.into()));
         // Without a group size any is right.
         let (form, size) = parts(found);
         let (asked_form, asked_size) = parts(&quantization);
-        let matches = form == asked_form && (asked_size.is_none() || asked_size == size);
+        let matches = form == asked_form
+            && !(uncalibrated && found.ends_with(CALIBRATED))
+            && (asked_size.is_none() || asked_size == size);
         ensure!(
             matches && precision.is_none_or(|precision| precision.eq_ignore_ascii_case(&engine.precision)),
             "the engine {} is {} with weights {found}, asked for were weights {quantization}{}",
@@ -105,8 +115,12 @@ impl Variant {
     }
 }
 
+/// The end of the name of calibrated weights.
+const CALIBRATED: &str = ":calibrated";
+
 /// The format with whether it is symmetric, and the group size, of a name such as `int4:32:symmetric`.
 fn parts(name: &str) -> ((&str, bool), Option<&str>) {
+    let name = name.strip_suffix(CALIBRATED).unwrap_or(name);
     let (form, symmetric) = name.strip_suffix(":symmetric").map_or((name, false), |form| (form, true));
     match form.split_once(':') {
         Some((format, size)) => ((format, symmetric), Some(size)),
@@ -144,6 +158,7 @@ mod tests {
             ("", "expected one of"),
             ("none", "expected one of"),
             ("int8:symmetric", "int8"),
+            ("int8:uncalibrated", "int8"),
         ] {
             assert!(text.parse::<Variant>().unwrap_err().to_string().contains(named), "{text}");
         }
@@ -166,6 +181,9 @@ mod tests {
             ("int4:64", "fp32", "int4:64"),
             ("int4:symmetric", "fp16", "int4:32:symmetric"),
             ("int4:64:symmetric", "fp16", "int4:64:symmetric"),
+            ("int4", "fp16", "int4:32:calibrated"),
+            ("int4:uncalibrated", "fp16", "int4:32"),
+            ("int4:32:symmetric:uncalibrated", "fp16", "int4:32:symmetric"),
             ("checkpoint", "fp16", "checkpoint"),
         ] {
             check(variant, &engine(precision, quantization)).unwrap();
@@ -178,6 +196,7 @@ mod tests {
             ("int4:64", "fp16", "int4:32"),
             ("int4", "fp16", "int4:32:symmetric"),
             ("int4:symmetric", "fp16", "int4:32"),
+            ("int4:uncalibrated", "fp16", "int4:32:calibrated"),
         ] {
             let error = check(variant, &engine(precision, quantization)).unwrap_err().to_string();
             assert!(error.contains(quantization), "{error}");

@@ -42,7 +42,9 @@ use roundhouse_graph::{Graph, PassReport};
 
 pub use error::LoweringError;
 pub use packed_weights::packed_weights;
-pub use weight_only_quantization::{WEIGHT_ONLY_QUANTIZATION, weight_only_quantization};
+pub use weight_only_quantization::{
+    WEIGHT_ONLY_QUANTIZATION, calibrated_quantization, weight_only_quantization,
+};
 
 /// Rewrites a graph that verifies into another that does, and says what it changed.
 pub type RunPass = fn(Graph, &EngineOptions) -> Result<(Graph, PassReport), LoweringError>;

@@ -10,6 +10,7 @@ use super::unknown_value;
 const FORMAT: &str = "options.quantization.format";
 const GROUP_SIZE: &str = "options.quantization.group_size";
 const SYMMETRIC: &str = "options.quantization.symmetric";
+const CALIBRATION: &str = "options.quantization.calibration";
 
 /// Columns that share a scale where the request does not say.
 const fn default_group_size(format: WeightFormat) -> u32 {
@@ -20,16 +21,23 @@ const fn default_group_size(format: WeightFormat) -> u32 {
 }
 
 /// What an engine was built with.
-pub(crate) fn message(quantization: WeightQuantization) -> proto::WeightQuantization {
+pub(crate) fn message(built: WeightQuantization) -> proto::WeightQuantization {
     let whole = |format: proto::WeightFormat| proto::WeightQuantization {
         format: format.into(),
         group_size: None,
         symmetric: None,
+        calibration: None,
     };
-    match quantization {
+    match built {
         WeightQuantization::None => whole(proto::WeightFormat::None),
         WeightQuantization::Checkpoint => whole(proto::WeightFormat::Checkpoint),
-        WeightQuantization::Compiler(QuantizedLinearAttributes { quantization, has_offsets }) => {
+        WeightQuantization::Compiler(attributes) | WeightQuantization::Calibrated(attributes) => {
+            let QuantizedLinearAttributes { quantization, has_offsets } = attributes;
+            let calibration = match built {
+                WeightQuantization::Calibrated(_) => proto::Calibration::OwnText,
+                _ => proto::Calibration::None,
+            };
+            let is_int4 = quantization.format == WeightFormat::Int4;
             let format = match quantization.format {
                 WeightFormat::Int8 => proto::WeightFormat::Int8,
                 WeightFormat::Int4 => proto::WeightFormat::Int4,
@@ -39,16 +47,19 @@ pub(crate) fn message(quantization: WeightQuantization) -> proto::WeightQuantiza
                 format: format.into(),
                 group_size: Some(quantization.group_size),
                 symmetric: Some(!has_offsets),
+                calibration: is_int4.then_some(calibration.into()),
             }
         }
     }
 }
 
-/// What a request asks for; `None` is automatic.
+/// What a request asks for; `None` is automatic, as is `calibration` of what the compiler makes.
 pub(crate) fn asked(
     message: Option<&proto::WeightQuantization>,
 ) -> Result<Option<WeightQuantization>, Failure> {
-    let Some(&proto::WeightQuantization { format, group_size, symmetric }) = message else { return Ok(None) };
+    let Some(&proto::WeightQuantization { format, group_size, symmetric, .. }) = message else {
+        return Ok(None);
+    };
     let asked = proto::WeightFormat::try_from(format).map_err(|_| unknown_value(FORMAT, Some(format)))?;
     let made = match asked {
         proto::WeightFormat::Int8 => WeightFormat::Int8,
@@ -89,6 +100,23 @@ pub(crate) fn asked(
     })))
 }
 
+/// Whether a request asks for calibrated weights; `None` is automatic.
+pub(crate) fn calibration(message: Option<&proto::WeightQuantization>) -> Result<Option<bool>, Failure> {
+    let Some(asked) = message.and_then(|message| message.calibration) else { return Ok(None) };
+    let known = proto::Calibration::try_from(asked).map_err(|_| unknown_value(CALIBRATION, Some(asked)))?;
+    if message.map(proto::WeightQuantization::format) != Some(proto::WeightFormat::Int4) {
+        return Err(Failure::invalid_field(
+            CALIBRATION,
+            format!("{CALIBRATION} is given, and only int4 has it"),
+        ));
+    }
+    Ok(match known {
+        proto::Calibration::Unspecified => None,
+        proto::Calibration::None => Some(false),
+        proto::Calibration::OwnText => Some(true),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Status;
@@ -97,7 +125,7 @@ mod tests {
     use super::*;
 
     fn request(format: proto::WeightFormat, group_size: Option<u32>) -> proto::WeightQuantization {
-        proto::WeightQuantization { format: format.into(), group_size, symmetric: None }
+        proto::WeightQuantization { format: format.into(), group_size, symmetric: None, calibration: None }
     }
 
     fn symmetric(format: proto::WeightFormat, symmetric: bool) -> proto::WeightQuantization {
@@ -131,6 +159,19 @@ mod tests {
             }
         }
         assert_eq!(asked(None).ok().unwrap(), None);
+        for (asked, expected) in [(proto::Calibration::None, false), (proto::Calibration::OwnText, true)] {
+            let calibrated = |format| proto::WeightQuantization {
+                calibration: Some(asked.into()),
+                ..request(format, None)
+            };
+            assert_eq!(calibration(Some(&calibrated(Int4))).ok().unwrap(), Some(expected));
+            let status = Status::from(calibration(Some(&calibrated(Int8))).err().unwrap());
+            assert_eq!(
+                status.get_error_details().bad_request().unwrap().field_violations[0].field,
+                CALIBRATION
+            );
+        }
+        assert_eq!(calibration(Some(&request(Int4, None))).ok().unwrap(), None);
         let quantization = Quantization { format: WeightFormat::Int4, group_size: 32 };
         let without = QuantizedLinearAttributes { quantization, has_offsets: false };
         let found = asked(Some(&symmetric(Int4, true))).ok().unwrap();

@@ -62,6 +62,7 @@ impl Builder for Quantising {
 struct Workshop {
     pipeline: Pipeline,
     folder: TempDir,
+    calibrates: bool,
 }
 
 impl Workshop {
@@ -81,7 +82,7 @@ impl Workshop {
         let store = EngineStore::open(&store, StoreOptions::default()).unwrap();
         let backends = Backends::with_cpu(Arc::new(Quantising(multiplies)));
         let pipeline = Pipeline::new(Checkpoints::new(hub), store, backends, folder.path().join("builds"));
-        Self { pipeline, folder }
+        Self { pipeline, folder, calibrates: false }
     }
 
     /// What a compilation made, and its log.
@@ -100,6 +101,7 @@ impl Workshop {
             max_batch_size: None,
             all_logits: false,
             quantization,
+            calibration: Some(self.calibrates),
             targets: ComputeCapabilities::NONE,
             tensorrt: None,
             validate_only: false,
@@ -303,4 +305,44 @@ async fn what_cannot_be_is_refused_by_name() {
     let error = workshop.compile(&workshop.quantised_model(), checkpoint).await.0.unwrap_err();
     assert_eq!(option(&error), "quantization.format");
     assert!(error.to_string().contains("cpu backend multiplies with none of its 14 quantised"), "{error}");
+}
+
+#[tokio::test]
+async fn calibrated_weights_are_another_engine_with_some_in_eight_bits() {
+    let mut workshop = Workshop::new(|_| true);
+    let alone = workshop.manifest(&tiny_llama(), made(WeightFormat::Int4, 32)).await;
+    workshop.calibrates = true;
+    let (compiled, log) = workshop.compile(&tiny_llama(), made(WeightFormat::Int4, 32)).await;
+    let manifest = compiled.unwrap().manifest;
+    assert_eq!(manifest.options.quantization.to_string(), "int4:32:calibrated");
+    assert_ne!(manifest.key, alone.key);
+    // Queries, the output of attention, the gate and what it gates, in each of two layers.
+    assert!(log.iter().any(|line| line.starts_with("8 matrices calibrated")), "{log:?}");
+    assert!(log.iter().any(|line| line == "calibrated 4 of 4 parts of the model"), "{log:?}");
+    let json = workshop.pipeline.store().read_file(&manifest.key, blob_names::GRAPH, 1 << 20).await.unwrap();
+    let graph = Graph::from_json(&String::from_utf8(json).unwrap()).unwrap();
+    let of = |format| {
+        let is = |node: &roundhouse_graph::Node| match node.op {
+            Op::QuantizedLinear(attributes) => attributes.quantization.format == format,
+            _ => false,
+        };
+        graph.nodes().filter(|(_, node)| is(node)).count()
+    };
+    assert_eq!([WeightFormat::Int4, WeightFormat::Int8].map(of), [8, 6]);
+    // Rounding that is made up for is further from the weights themselves.
+    let error = |manifest: &Manifest| {
+        let counts = &report(manifest, "weight_only_quantization").unwrap().counts;
+        counts.iter().filter(|(name, _)| name.contains("_ppm of")).map(|(_, &error)| error).max().unwrap()
+    };
+    assert!(error(&manifest) > error(&alone));
+    let again = workshop.compile(&tiny_llama(), made(WeightFormat::Int4, 32)).await.0.unwrap();
+    assert!(again.reused);
+}
+
+#[tokio::test]
+async fn calibration_needs_a_backend_that_multiplies_with_eight_bits_too() {
+    let mut workshop = Workshop::new(|attributes| attributes.quantization.format == WeightFormat::Int4);
+    workshop.calibrates = true;
+    let error = workshop.compile(&tiny_llama(), made(WeightFormat::Int4, 32)).await.0.unwrap_err();
+    assert!(error.to_string().contains("int8 beside int4:32"), "{error}");
 }

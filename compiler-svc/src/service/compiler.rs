@@ -170,6 +170,7 @@ impl CompilerService {
             max_batch_size: options.max_batch_size,
             all_logits: options.all_logits.unwrap_or_default(),
             quantization: quantization::asked(options.quantization.as_ref())?,
+            calibration: quantization::calibration(options.quantization.as_ref())?,
             targets: tensorrt::targets(&options.targets, backend)?,
             tensorrt: tensorrt::options(options.tensorrt.as_ref(), backend, precision)?,
             validate_only: message.validate_only.unwrap_or_default(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use roundhouse_backend::{BackendError, WeightError};
+use roundhouse_calibration::CalibrationError;
 use roundhouse_hub::HubError;
 use roundhouse_models::ModelError;
 use roundhouse_rpc::{Failure, reason};
@@ -25,6 +26,7 @@ pub(super) fn of_compile(error: &CompileError) -> Failure {
         CompileError::Hub(error) => of_hub(error),
         CompileError::Model(error) => of_model(error),
         CompileError::Backend(error) => of_backend(error),
+        CompileError::Calibration(error) => of_calibration(error),
         CompileError::Options(error) => of_options(error),
         CompileError::Store(error) => of_store(error),
         CompileError::Lowering(_) => {
@@ -74,6 +76,21 @@ pub(super) fn of_hub(error: &HubError) -> Failure {
         }
         HubError::Io { source, path } => of_io(source, message).with("path", path.display()),
         HubError::Cancelled => Failure::new(Code::Cancelled, reason::CANCELLED, message),
+    }
+}
+
+fn of_calibration(error: &CalibrationError) -> Failure {
+    let message = error.to_string();
+    match error {
+        CalibrationError::Backend(error) => of_backend(error),
+        CalibrationError::Weight(error) => of_weight(error),
+        CalibrationError::Io { source, path } => of_io(source, message).with("path", path),
+        CalibrationError::Lowering(_) | CalibrationError::Sampling(_) => {
+            Failure::new(Code::FailedPrecondition, reason::UNSUPPORTED_MODEL, message)
+        }
+        CalibrationError::Graph(_) | CalibrationError::Json(_) => {
+            Failure::new(Code::Internal, reason::INTERNAL, message)
+        }
     }
 }
 

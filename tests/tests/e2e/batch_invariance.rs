@@ -94,7 +94,8 @@ fn quantised(
     format: WeightFormat,
     group_size: Option<u32>,
 ) -> CompileEngineRequest {
-    let quantization = Some(WeightQuantization { format: format.into(), group_size, symmetric: None });
+    let quantization =
+        Some(WeightQuantization { format: format.into(), group_size, ..WeightQuantization::default() });
     let options = CompileOptions { quantization, ..request.options.unwrap() };
     CompileEngineRequest { options: Some(options), ..request }
 }

@@ -9,8 +9,8 @@ use roundhouse_backend::{LogitsRequest, Model, Runtime as _, Sequence};
 use roundhouse_backend_cpu::{CpuOptions, CpuRuntime};
 use roundhouse_engine::{CacheKind, Precision};
 use roundhouse_proto::compiler::{
-    Backend, CompileEngineRequest, CompileEngineResponse, CompileOptions, WatchCompileRequest, WeightFormat,
-    WeightQuantization, compile_event,
+    Backend, Calibration, CompileEngineRequest, CompileEngineResponse, CompileOptions, WatchCompileRequest,
+    WeightFormat, WeightQuantization, compile_event,
 };
 use roundhouse_rpc::reason as reasons;
 use roundhouse_tests::golden::{self, GoldenPrompt};
@@ -29,12 +29,14 @@ const LOGIT_ERROR: f32 = 1e-3;
 const FP16_ERROR: f32 = 0.11;
 
 fn quantization(format: WeightFormat, group_size: Option<u32>) -> Option<WeightQuantization> {
-    Some(WeightQuantization { format: format.into(), group_size, symmetric: None })
+    Some(WeightQuantization { format: format.into(), group_size, symmetric: None, calibration: None })
 }
 
 /// What a response says of an engine of the compiler's weights.
 fn made_with(format: WeightFormat, group_size: u32, symmetric: bool) -> WeightQuantization {
-    WeightQuantization { format: format.into(), group_size: Some(group_size), symmetric: Some(symmetric) }
+    let calibration = (format == WeightFormat::Int4).then_some(Calibration::None.into());
+    let (group_size, symmetric) = (Some(group_size), Some(symmetric));
+    WeightQuantization { format: format.into(), group_size, symmetric, calibration }
 }
 
 fn tiny(name: &str) -> PathBuf {
@@ -272,6 +274,13 @@ async fn engines_that_are_equal_have_equal_keys() {
     assert_eq!(key(&compile(quantization(WeightFormat::Int4, Some(32))).await), key(&int4));
     assert_ne!(key(&compile(quantization(WeightFormat::Int4, Some(16))).await), key(&int4));
     assert_ne!(key(&compile(quantization(WeightFormat::Int8, Some(32))).await), key(&int4));
+    // Small models are calibrated unless they are asked for without.
+    let own_text = quantization(WeightFormat::Int4, None)
+        .map(|asked| WeightQuantization { calibration: Some(Calibration::OwnText.into()), ..asked });
+    assert_eq!(key(&compile(own_text).await), key(&int4));
+    assert_eq!(built_with(&int4).calibration(), Calibration::OwnText);
+    let alone = compile(Some(made_with(WeightFormat::Int4, 32, false))).await;
+    assert_ne!(key(&alone), key(&int4));
 }
 
 #[tokio::test]
@@ -286,7 +295,7 @@ async fn what_cannot_be_is_refused_at_its_field() {
         (quantization(WeightFormat::None, Some(32)), GROUP_SIZE, &["32"]),
         (quantization(WeightFormat::Checkpoint, Some(32)), GROUP_SIZE, &["32"]),
         (quantization(WeightFormat::Unspecified, Some(32)), GROUP_SIZE, &["32"]),
-        (Some(WeightQuantization { format: 77, group_size: None, symmetric: None }), FORMAT, &["77"]),
+        (Some(WeightQuantization { format: 77, ..WeightQuantization::default() }), FORMAT, &["77"]),
         (Some(made_with(WeightFormat::Int8, 32, false)), SYMMETRIC, &["int8"]),
         // Columns are 64 and 96; the default is 128.
         (quantization(WeightFormat::Int8, None), GROUP_SIZE, &["128", "64, 96"]),

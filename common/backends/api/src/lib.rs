@@ -17,6 +17,6 @@ pub use build::{BuildProgress, Builder, BuiltFile};
 pub use error::{BackendError, UnsupportedNode};
 pub use kv_block::KvBlock;
 pub use library::LibrarySearch;
-pub use quantization::{QuantizationLoss, quantized_number};
+pub use quantization::{GroupSteps, QuantizationLoss, quantized_number};
 pub use run::{Cache, CacheGrowth, GreedySequence, LogitsRequest, Model, NOT_FINITE, Runtime, Sequence};
 pub use weights::{QuantizedTensor, WeightError, WeightSource, evaluate_rows, expr_shape};

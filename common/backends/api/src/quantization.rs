@@ -9,6 +9,9 @@ use roundhouse_graph::{QuantizedLinearAttributes, QuantizedPart, WeightFormat};
 /// cuts those and rounds all others more finely.
 const TRIED_SCALES: [f32; 9] = [1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8];
 
+/// How often the steps of a group are fitted anew to the codes that they give.
+const REFITS: usize = 2;
+
 /// What the numbers of a matrix lost when they were quantised, as sums over them.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct QuantizationLoss {
@@ -56,9 +59,81 @@ fn number_of_e4m3(code: u8) -> f32 {
 
 /// What the numbers of a group's codes become: `code · scale + offset`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Steps {
-    scale: f32,
-    offset: f32,
+pub struct GroupSteps {
+    /// Exact in fp16.
+    pub scale: f32,
+    /// Exact in fp16; 0 where groups have none.
+    pub offset: f32,
+}
+
+impl GroupSteps {
+    /// The steps of a group whose elements count by `importance`, one a column. With four bits those that lose least of
+    /// some tried, each moved to where the codes that it gives fit best.
+    #[must_use]
+    pub fn weighted(attributes: QuantizedLinearAttributes, group: &[f32], importance: &[f32]) -> Self {
+        let format = attributes.quantization.format;
+        if format != WeightFormat::Int4 {
+            return steps(format, attributes.has_offsets, group);
+        }
+        let error = |steps: &Self| -> f32 {
+            let lost = |(&x, &weight): (&f32, &f32)| weight * (x - steps.nearest(format, x)).powi(2);
+            group.iter().zip(importance).map(lost).sum()
+        };
+        let mut best: Option<(f32, Self)> = None;
+        for part in TRIED_SCALES {
+            let mut steps = four_bit_steps(attributes.has_offsets, group, part);
+            for _ in 0..=REFITS {
+                let lost = error(&steps);
+                if best.is_none_or(|(least, _)| lost < least) {
+                    best = Some((lost, steps));
+                }
+                steps = steps.refitted(attributes.has_offsets, group, importance);
+            }
+        }
+        best.map_or_else(|| steps(format, attributes.has_offsets, group), |(_, steps)| steps)
+    }
+
+    /// The weighted least squares over a group, its codes as they are with these steps.
+    fn refitted(self, has_offset: bool, group: &[f32], importance: &[f32]) -> Self {
+        let code = |x: f32| step(x - self.offset, self.scale, -8.0, 7.0);
+        let sum = |of: &dyn Fn(f32) -> f32| -> f32 {
+            group.iter().zip(importance).map(|(&x, &weight)| weight * of(x)).sum()
+        };
+        let total = sum(&|_| 1.0);
+        let (mut middle, mut middle_code) = (0.0, 0.0);
+        if has_offset && total > 0.0 {
+            (middle, middle_code) = (sum(&|x| x) / total, sum(&code) / total);
+        }
+        let spread = sum(&|x| (code(x) - middle_code).powi(2));
+        if spread.is_nan() || spread <= 0.0 {
+            return self;
+        }
+        let scale = storable(sum(&|x| (code(x) - middle_code) * (x - middle)) / spread);
+        let offset = if has_offset { storable(middle - scale * middle_code) } else { 0.0 };
+        Self { scale, offset }
+    }
+
+    /// The number of a format that is nearest to `x` on these steps.
+    #[must_use]
+    pub fn nearest(self, format: WeightFormat, x: f32) -> f32 {
+        let Self { scale, offset } = self;
+        match format {
+            WeightFormat::Int8 => step(x, scale, -127.0, 127.0) * scale,
+            WeightFormat::Int4 => step(x - offset, scale, -8.0, 7.0) * scale + offset,
+            WeightFormat::Fp8 => {
+                if scale == 0.0 {
+                    0.0
+                } else {
+                    quantized_number(format, e4m3(x / scale)) * scale
+                }
+            }
+        }
+    }
+
+    /// The bytes of a group, as numbers, for numbers that lie on these steps or anywhere else.
+    pub fn bytes(self, format: WeightFormat, group: &[f32], out: &mut [f32]) {
+        values(format, group, self, out);
+    }
 }
 
 /// The shape of a part of a matrix `[N, K]`, or why there is none.
@@ -113,7 +188,7 @@ pub(crate) fn quantize_row(
 
 /// What a group lost to its bytes.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes are 0 to 255")]
-fn loss(format: WeightFormat, group: &[f32], steps: Steps, bytes: &[f32]) -> QuantizationLoss {
+fn loss(format: WeightFormat, group: &[f32], steps: GroupSteps, bytes: &[f32]) -> QuantizationLoss {
     let mut lost = QuantizationLoss::default();
     let mut add = |x: f32, code: u8| {
         let difference =
@@ -136,33 +211,34 @@ fn loss(format: WeightFormat, group: &[f32], steps: Steps, bytes: &[f32]) -> Qua
 }
 
 /// The scale and offset of a group; a scale of zero for a group of equal numbers with an offset, or of zeros without.
-fn steps(format: WeightFormat, has_offset: bool, group: &[f32]) -> Steps {
+fn steps(format: WeightFormat, has_offset: bool, group: &[f32]) -> GroupSteps {
     let largest = group.iter().copied().fold(0.0_f32, |max, x| if x.abs() > max.abs() { x } else { max });
-    let symmetric = |scale: f32| Steps { scale: storable(scale), offset: 0.0 };
+    let symmetric = |scale: f32| GroupSteps { scale: storable(scale), offset: 0.0 };
     match format {
         WeightFormat::Int8 => symmetric(largest.abs() / 127.0),
         WeightFormat::Fp8 => symmetric(largest.abs() / 448.0),
-        // There are eight steps below zero and seven above: the largest element goes where the eight are.
-        WeightFormat::Int4 if !has_offset => {
-            best_of_four_bits(group, |part| symmetric(largest / -8.0 * part))
-        }
-        WeightFormat::Int4 => {
-            let (low, high) = group
-                .iter()
-                .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
-            let (middle, half) = (f32::midpoint(low, high), (high - low) / 2.0);
-            best_of_four_bits(group, |part| {
-                let scale = storable(half * part / 7.5);
-                // The middle of the codes -8 to 7 is -½.
-                Steps { scale, offset: storable(middle + scale / 2.0) }
-            })
-        }
+        WeightFormat::Int4 => best_of_four_bits(group, |part| four_bit_steps(has_offset, group, part)),
     }
 }
 
+/// GroupSteps of four bits for a part of a group's full range.
+fn four_bit_steps(has_offset: bool, group: &[f32], part: f32) -> GroupSteps {
+    if !has_offset {
+        let largest = group.iter().copied().fold(0.0_f32, |max, x| if x.abs() > max.abs() { x } else { max });
+        // There are eight steps below zero and seven above: the largest element goes where the eight are.
+        return GroupSteps { scale: storable(largest / -8.0 * part), offset: 0.0 };
+    }
+    let (low, high) =
+        group.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
+    let (middle, half) = (f32::midpoint(low, high), (high - low) / 2.0);
+    let scale = storable(half * part / 7.5);
+    // The middle of the codes -8 to 7 is -½.
+    GroupSteps { scale, offset: storable(middle + scale / 2.0) }
+}
+
 /// Of the steps for each part of the full range those that lose least.
-fn best_of_four_bits(group: &[f32], steps: impl Fn(f32) -> Steps) -> Steps {
-    let error = |steps: &Steps| -> f32 {
+fn best_of_four_bits(group: &[f32], steps: impl Fn(f32) -> GroupSteps) -> GroupSteps {
+    let error = |steps: &GroupSteps| -> f32 {
         let number = |x| step(x - steps.offset, steps.scale, -8.0, 7.0) * steps.scale + steps.offset;
         group.iter().map(|&x| (x - number(x)).powi(2)).sum()
     };
@@ -182,8 +258,8 @@ fn step(x: f32, scale: f32, lowest: f32, highest: f32) -> f32 {
 
 /// The bytes of a group.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "steps are clamped")]
-fn values(format: WeightFormat, group: &[f32], steps: Steps, out: &mut [f32]) {
-    let Steps { scale, offset } = steps;
+fn values(format: WeightFormat, group: &[f32], steps: GroupSteps, out: &mut [f32]) {
+    let GroupSteps { scale, offset } = steps;
     match format {
         WeightFormat::Int8 => {
             for (out, &x) in out.iter_mut().zip(group) {
@@ -328,6 +404,25 @@ mod tests {
         // Without offsets the same numbers do not lie on any sixteen steps around zero.
         let symmetric = attributes(WeightFormat::Int4, 16);
         assert!(quantize_row(symmetric, QuantizedPart::Values, &row, &mut [0.0; 16]).squared_error > 0.1);
+    }
+
+    #[test]
+    fn weighted_steps_lose_less_where_it_counts() {
+        let group: Vec<f32> = (0..32_u16).map(|at| f32::from(at * 37 % 101) / 7.0 - 5.0).collect();
+        let mut importance = [1.0; 32];
+        importance[5..9].fill(100.0);
+        for has_offsets in [true, false] {
+            let attributes = QuantizedLinearAttributes { has_offsets, ..attributes(WeightFormat::Int4, 32) };
+            let lost = |steps: GroupSteps| -> f32 {
+                let each =
+                    |(x, weight): (&f32, &f32)| weight * (x - steps.nearest(WeightFormat::Int4, *x)).powi(2);
+                group.iter().zip(&importance).map(each).sum()
+            };
+            let weighted = lost(GroupSteps::weighted(attributes, &group, &importance));
+            let equal = lost(GroupSteps::weighted(attributes, &group, &[1.0; 32]));
+            let tried = lost(steps(WeightFormat::Int4, has_offsets, &group));
+            assert!(weighted < equal && weighted < tried, "{has_offsets}: {weighted} {equal} {tried}");
+        }
     }
 
     #[test]

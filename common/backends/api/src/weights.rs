@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use roundhouse_graph::{DType, Quantization, QuantizedPart, WeightExpr};
+use roundhouse_graph::{DType, Quantization, QuantizedLinearAttributes, QuantizedPart, WeightExpr};
 
 use crate::quantization::{self, QuantizationLoss};
 
@@ -134,6 +134,22 @@ pub trait WeightSource: Send + Sync {
         None
     }
 
+    /// Gives rows of a part of a matrix that the source has quantised itself, better than a row alone can be, and what
+    /// they lost with their bytes. `None`, the default: it has not, and each row is quantised by itself.
+    ///
+    /// # Errors
+    /// As [`read_rows`](Self::read_rows).
+    fn quantized_rows(
+        &self,
+        _matrix: &WeightExpr,
+        _attributes: QuantizedLinearAttributes,
+        _part: QuantizedPart,
+        _rows: Range<u64>,
+        _out: &mut [f32],
+    ) -> Result<Option<QuantizationLoss>, WeightError> {
+        Ok(None)
+    }
+
     /// Hears from [`evaluate_rows`] what rows of a matrix lost when their bytes were made. For sources that measure.
     fn measure(&self, _matrix: &WeightExpr, _rows: Range<u64>, _lost: QuantizationLoss) {}
 }
@@ -243,6 +259,12 @@ pub fn evaluate_rows(
             if Some(out.len()) != index(count).checked_mul(width) {
                 return Err(wrong_length(out.len()));
             }
+            if let Some(lost) = source.quantized_rows(of, *attributes, *part, rows.clone(), out)? {
+                if *part == QuantizedPart::Values {
+                    source.measure(of, rows, lost);
+                }
+                return Ok(());
+            }
             // Many rows at once, because a transposed matrix is read whole each time.
             let columns = index(columns).max(1);
             let at_once = (QUANTIZED_ELEMENTS / columns).max(1);
@@ -314,7 +336,7 @@ fn misfit(expr: &WeightExpr, what: String) -> WeightError {
 mod tests {
     use std::collections::BTreeMap;
 
-    use roundhouse_graph::{QuantizedLinearAttributes, WeightFormat};
+    use roundhouse_graph::WeightFormat;
 
     use super::*;
 

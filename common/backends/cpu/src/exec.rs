@@ -79,7 +79,7 @@ impl Executor {
             }
             _ => None,
         });
-        let input_vocab_size = tables.fold(plan.signature.vocab_size, usize::min);
+        let input_vocab_size = tables.min().unwrap_or(plan.signature.vocab_size);
         Ok(Self { plan, weights, tensors, constants, pool, reduction, input_vocab_size })
     }
 
