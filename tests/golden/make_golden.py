@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the golden files of this folder again, with Hugging Face Transformers as the reference (see README.md).
 
-    python make_golden.py [smollm2] [gemma3] [perplexity] [tiny] [tiny-NAME …]
+    python make_golden.py [smollm2] [gemma3] [perplexity] [tiny] [tiny-NAME …] [vision]
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main() -> None:
     import tiny_llama
 
     checkpoints = {checkpoint.name: checkpoint for checkpoint in tiny_llama.CHECKPOINTS + tiny_families.CHECKPOINTS}
-    what = set(arguments.what or ["smollm2", "gemma3", "perplexity", "tiny"])
-    if unknown := what - {"smollm2", "gemma3", "perplexity", "tiny"} - set(checkpoints):
+    what = set(arguments.what or ["smollm2", "gemma3", "perplexity", "tiny", "vision"])
+    if unknown := what - {"smollm2", "gemma3", "perplexity", "tiny", "vision"} - set(checkpoints):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if "smollm2" in what:
         import smollm2
@@ -56,6 +56,10 @@ def main() -> None:
         ]:
             model, tokenizer = module.load(arguments.models / file)
             perplexity.make(model, tokenizer, arguments.models / file, module.GGUF_SHA256, TEXT, FOLDER / name)
+    if "vision" in what:
+        import vision_preprocessing
+
+        vision_preprocessing.make(FOLDER / "vision")
     tiny_families.cap_scores()
     for name, checkpoint in checkpoints.items():
         if what & {"tiny", name}:
