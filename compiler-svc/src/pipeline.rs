@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use roundhouse_backend::{BackendError, Builder};
 use roundhouse_calibration::{Calibrated, CalibrationError, Subject, Text};
 use roundhouse_engine::{
-    BackendKind, CacheKind, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest, Precision,
-    TensorRtOptions, WeightQuantization, blob_names,
+    BackendKind, CacheKind, Component, ComputeCapabilities, EngineKey, EngineOptions, KeyInputs, Manifest,
+    Precision, TensorRtOptions, WeightQuantization, blob_names,
 };
-use roundhouse_graph::{Graph, QuantizedLinearAttributes, WeightExpr};
+use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes, WeightExpr};
 use roundhouse_hub::{Checkpoint, Checkpoints, HubError};
 use roundhouse_lowering::{LoweringError, WEIGHT_ONLY_QUANTIZATION};
 use roundhouse_models::ModelError;
@@ -146,11 +146,19 @@ pub struct Pipeline {
 struct Lowered {
     graph: Graph,
     source_graph: Graph,
+    components: Vec<LoweredComponent>,
     manifest: Manifest,
     /// The matrices to calibrate.
     to_calibrate: Vec<(WeightExpr, QuantizedLinearAttributes)>,
     /// What people should know of it.
     notes: Vec<String>,
+}
+
+/// A component's graph ready to be built.
+struct LoweredComponent {
+    component: Component,
+    graph: Graph,
+    source_graph: Graph,
 }
 
 impl Pipeline {
@@ -257,7 +265,17 @@ impl Pipeline {
         let calibrated = calibrated.weights(checkpoint);
         let options = &lowered.manifest.options;
         let weights = MeasuredWeights::new(&calibrated);
-        let built = builder.build(&lowered.graph, options, &weights, directory.path(), &progress)?;
+        let mut built = builder.build(&lowered.graph, options, &weights, directory.path(), &progress)?;
+        for LoweredComponent { component, graph, .. } in &lowered.components {
+            built.extend(builder.build_component(
+                *component,
+                graph,
+                options,
+                &weights,
+                directory.path(),
+                &progress,
+            )?);
+        }
         if let Some(losses) = weights.losses() {
             losses.lines().into_iter().for_each(|line| operation.log(line));
             let mut passes = lowered.manifest.passes.iter_mut();
@@ -268,7 +286,7 @@ impl Pipeline {
         }
         let mut files: Vec<(String, PathBuf)> =
             built.into_iter().map(|file| (file.name, file.path)).collect();
-        write_metadata(checkpoint, &lowered.source_graph, directory.path(), &mut files)?;
+        write_metadata(checkpoint, &lowered, directory.path(), &mut files)?;
         operation.report(Stage::Upload, 0, None);
         let progress = UploadProgress::new(Arc::clone(operation));
         Ok(self.store.publish(lowered.manifest, &files, &progress).await?)
@@ -359,6 +377,17 @@ fn lower(
     passes.extend(report);
     let (graph, fusions) = builder.lower(graph, &options)?;
     passes.extend(fusions);
+    let mut memory_plan = builder.memory_plan(&graph, &options);
+    let mut components = Vec::new();
+    for (component, source_graph) in model.components {
+        let (graph, lowered) = roundhouse_lowering::lower_component(source_graph.clone(), &options)?;
+        let (graph, fusions) = builder.lower_component(graph, &options)?;
+        let named =
+            |report: PassReport| PassReport { pass: format!("{component}.{}", report.pass), ..report };
+        passes.extend(lowered.into_iter().chain(fusions).map(named));
+        memory_plan = memory_plan.with_component(builder.component_memory_plan(&graph, &options));
+        components.push(LoweredComponent { component, graph, source_graph });
+    }
     let (target, backend_version) = (builder.target(&options), builder.version());
     let key = EngineKey::new(&KeyInputs {
         checkpoint_digest: &checkpoint.digest,
@@ -367,7 +396,6 @@ fn lower(
         target: &target,
         compiler_version: COMPILER_VERSION,
     })?;
-    let memory_plan = builder.memory_plan(&graph, &options);
     let manifest = Manifest {
         format: Manifest::FORMAT,
         key,
@@ -390,7 +418,7 @@ fn lower(
     if !model.ignored_fields.is_empty() {
         notes.push(format!("fields of config.json without a meaning: {}", model.ignored_fields.join(", ")));
     }
-    Ok(Lowered { graph, source_graph, manifest, to_calibrate, notes })
+    Ok(Lowered { graph, source_graph, components, manifest, to_calibrate, notes })
 }
 
 /// `eos_token_id` of generation_config.json: a number or a list.
@@ -405,12 +433,12 @@ fn eos_token_ids(generation_config: &serde_json::Value) -> Option<Vec<u32>> {
 /// Writes the files that every engine has beside what its builder made.
 fn write_metadata(
     checkpoint: &Checkpoint,
-    source_graph: &Graph,
+    lowered: &Lowered,
     directory: &Path,
     files: &mut Vec<(String, PathBuf)>,
 ) -> Result<(), CompileError> {
     let mut metadata = vec![
-        (blob_names::SOURCE_GRAPH, Some(serde_json::to_vec(source_graph)?)),
+        (blob_names::SOURCE_GRAPH, Some(serde_json::to_vec(&lowered.source_graph)?)),
         (blob_names::CONFIG, Some(serde_json::to_vec(&checkpoint.config)?)),
         (blob_names::TOKENIZER, checkpoint.tokenizer_json.clone()),
         (
@@ -424,13 +452,19 @@ fn write_metadata(
     ] {
         metadata.push((name, value.as_ref().map(serde_json::to_vec).transpose()?));
     }
+    let mut metadata: Vec<(String, Option<Vec<u8>>)> =
+        metadata.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+    for LoweredComponent { component, source_graph, .. } in &lowered.components {
+        let name = blob_names::of_component(*component, blob_names::SOURCE_GRAPH);
+        metadata.push((name, Some(serde_json::to_vec(source_graph)?)));
+    }
     for (name, bytes) in metadata {
         // A blob of no bytes says no more than its absence.
         let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) else { continue };
-        let path = directory.join(name);
+        let path = directory.join(&name);
         std::fs::write(&path, bytes)
             .map_err(|source| CompileError::Io { path: path.display().to_string(), source })?;
-        files.push((name.to_owned(), path));
+        files.push((name, path));
     }
     Ok(())
 }

@@ -130,7 +130,9 @@ fn millionths(error: f64) -> u64 {
 /// A matrix by the tensors that it is made of.
 fn name(matrix: &WeightExpr) -> String {
     match matrix {
-        WeightExpr::Tensor { name } | WeightExpr::Matrix { name } => name.clone(),
+        WeightExpr::Tensor { name } | WeightExpr::Matrix { name } | WeightExpr::Flattened { name } => {
+            name.clone()
+        }
         WeightExpr::Rows { of, start, end } => format!("{}[{start}..{end}]", name(of)),
         WeightExpr::Transpose { of } => format!("transpose({})", name(of)),
         WeightExpr::Concat { parts } => parts.iter().map(name).collect::<Vec<_>>().join("+"),

@@ -43,7 +43,23 @@ pub struct SupportTable {
 }
 
 /// What is built.
-pub const SUPPORT: SupportTable = SupportTable::without(&[]);
+pub const SUPPORT: SupportTable = SupportTable::without(&[
+    only_cpu("Eagle2ChatModel", BackendKind::Cuda),
+    only_cpu("Eagle2ChatModel", BackendKind::TensorRt),
+    only_cpu("Qwen2_5_VLForConditionalGeneration", BackendKind::Cuda),
+    only_cpu("Qwen2_5_VLForConditionalGeneration", BackendKind::TensorRt),
+]);
+
+/// A family with images, which a backend does not build.
+const fn only_cpu(architecture: &'static str, backend: BackendKind) -> Refusal {
+    Refusal {
+        architecture: Some(architecture),
+        backend: Some(backend),
+        precision: None,
+        cache: None,
+        reason: "models with images are built for the cpu backend alone",
+    }
+}
 
 /// A family, and what is built of it.
 #[derive(Debug, Clone)]

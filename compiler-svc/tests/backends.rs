@@ -254,8 +254,9 @@ mod with_tensorrt {
         {
             let (service, _folder) = service(search).await;
             let families = service.list_model_families(Request::new(ListModelFamiliesRequest {})).await;
-            let found = families.unwrap().into_inner().families.swap_remove(0);
-            assert_eq!(found.backends().collect::<Vec<_>>(), expected);
+            let families = families.unwrap().into_inner().families;
+            let llama = families.iter().find(|family| family.model_type == "llama").unwrap();
+            assert_eq!(llama.backends().collect::<Vec<_>>(), expected);
         }
     }
 }

@@ -29,13 +29,17 @@ def main() -> None:
     torch.set_grad_enabled(False)
 
     import tiny
+    import tiny_eagle2
     import tiny_families
     import tiny_gguf
     import tiny_llama
+    import tiny_vision_language
 
     checkpoints = {checkpoint.name: checkpoint for checkpoint in tiny_llama.CHECKPOINTS + tiny_families.CHECKPOINTS}
+    vision_language = {module.NAME: module for module in (tiny_vision_language, tiny_eagle2)}
     what = set(arguments.what or ["smollm2", "gemma3", "perplexity", "tiny", "vision"])
-    if unknown := what - {"smollm2", "gemma3", "perplexity", "tiny", "vision"} - set(checkpoints):
+    known = {"smollm2", "gemma3", "perplexity", "tiny", "vision"} | set(checkpoints) | set(vision_language)
+    if unknown := what - known:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if "smollm2" in what:
         import smollm2
@@ -66,6 +70,9 @@ def main() -> None:
             tiny.make(FOLDER, checkpoint)
             if name in tiny_gguf.FILES:
                 tiny_gguf.make(FOLDER, name)
+    for name, module in vision_language.items():
+        if what & {"tiny", name}:
+            module.make(FOLDER)
 
 
 if __name__ == "__main__":

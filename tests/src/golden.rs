@@ -253,14 +253,14 @@ fn tiny_case(tensors: &SafeTensors<'_>, length: usize) -> Result<TinyCase> {
     })
 }
 
-fn token_ids(tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<u32>> {
+pub(crate) fn token_ids(tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<u32>> {
     let tensor = tensors.tensor(name)?;
     ensure!(tensor.dtype() == Dtype::I64, "{name} has dtype {:?}, expected I64", tensor.dtype());
     let (values, _) = tensor.data().as_chunks::<8>();
     values.iter().map(|value| Ok(u32::try_from(i64::from_le_bytes(*value))?)).collect()
 }
 
-fn logits(tensors: &SafeTensors<'_>, name: &str) -> Result<Logits> {
+pub(crate) fn logits(tensors: &SafeTensors<'_>, name: &str) -> Result<Logits> {
     let tensor = tensors.tensor(name)?;
     ensure!(tensor.dtype() == Dtype::F32, "{name} has dtype {:?}, expected F32", tensor.dtype());
     let &[_, vocab_size] = tensor.shape() else {
@@ -271,7 +271,7 @@ fn logits(tensors: &SafeTensors<'_>, name: &str) -> Result<Logits> {
     Ok(Logits { vocab_size, values: values.iter().map(|value| f32::from_le_bytes(*value)).collect() })
 }
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
 

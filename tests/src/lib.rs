@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod golden;
+pub mod golden_images;
 pub mod greedy;
 pub mod harness;
 pub mod quantised_checkpoint;

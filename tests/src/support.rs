@@ -5,6 +5,7 @@ use roundhouse_engine::{CacheKind, Precision};
 use roundhouse_proto::compiler::{Backend, ListModelFamiliesRequest, ModelFamily};
 
 use crate::golden::{self, TinyModel};
+use crate::golden_images::is_vision_language;
 use crate::harness::{Shared, cache_message, precision_message};
 
 /// An engine of the table, of a tiny checkpoint.
@@ -18,13 +19,14 @@ pub struct Cell {
     pub cache: CacheKind,
 }
 
-/// Every engine that a backend builds in these precisions, of every tiny checkpoint.
+/// Every engine that a backend builds in these precisions, of every tiny checkpoint of a text model.
 ///
 /// # Errors
 /// When the backend builds none, or a family of which it builds some has no checkpoint here.
 pub async fn cells(shared: &Shared, backend: Backend, precisions: &[Precision]) -> Result<Vec<Cell>> {
     let mut cells = Vec::new();
-    for family in families(shared).await? {
+    let listed = families(shared).await?;
+    for family in listed.iter().filter(|family| !is_vision_language(&family.architecture)) {
         let goldens = golden::tiny_models_of(&family.architecture)?;
         let built = family.support.iter().find(|support| support.backend() == backend);
         for built in built.iter().flat_map(|support| &support.precisions) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::{ComputeCapability, Manifest, ManifestError};
+use crate::{Component, ComputeCapability, Manifest, ManifestError};
 
 /// The roles of blobs.
 pub mod blob_names {
@@ -20,6 +20,12 @@ pub mod blob_names {
     #[must_use]
     pub fn plan_for(target: super::ComputeCapability) -> String {
         format!("engine.{target}.plan")
+    }
+
+    /// A component's file of one of these roles: `vision.graph.json`.
+    #[must_use]
+    pub fn of_component(component: super::Component, name: &str) -> String {
+        format!("{component}.{name}")
     }
 
     /// The TensorRT network that a plan was built from, JSON: its inputs, outputs, profiles and layers.

@@ -36,6 +36,47 @@ pub struct ModelInfo {
     pub eos_token_ids: Vec<u32>,
     /// `bos_token_id`, where there is one.
     pub bos_token_id: Option<u32>,
+    /// What it makes of images; `None` for a text model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionInfo>,
+}
+
+/// What an executor needs to know of a model's vision side without reading its graphs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisionInfo {
+    /// The token whose embeddings an image's features stand for, where the config says its ID.
+    pub image_token_id: Option<u32>,
+    /// The same token as the tokenizer writes it.
+    pub image_token: String,
+    /// Columns of the features.
+    pub feature_size: u32,
+    /// How pixels become patches, and patches tokens.
+    pub patches: Patches,
+}
+
+/// How a vision tower takes images apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Patches {
+    /// One grid of patches an image, of any size, which attend within windows (Qwen2.5-VL). `spatial_merge_size` by
+    /// `spatial_merge_size` patches are a token.
+    Grid {
+        /// Pixels of a patch's side.
+        patch_size: u32,
+        /// Frames of a patch; an image is repeated as often.
+        temporal_patch_size: u32,
+        /// Patches of a token's side.
+        spatial_merge_size: u32,
+        /// Pixels of a window's side.
+        window_size: u32,
+    },
+    /// Square tiles of one size, each `tokens` tokens (Eagle2).
+    Tiles {
+        /// Pixels of a tile's side.
+        image_size: u32,
+        /// Tokens of a tile.
+        tokens: u32,
+    },
 }
 
 /// The memory of one process that loads an engine.
@@ -63,6 +104,16 @@ pub struct KvRing {
 }
 
 impl MemoryPlan {
+    /// This and what a component of the same engine takes.
+    #[must_use]
+    pub fn with_component(self, component: Self) -> Self {
+        Self {
+            weight_bytes: self.weight_bytes.saturating_add(component.weight_bytes),
+            workspace_bytes: self.workspace_bytes.saturating_add(component.workspace_bytes),
+            ..self
+        }
+    }
+
     /// Bytes of the keys and values of a sequence of at most `tokens` tokens.
     #[must_use]
     pub fn kv_bytes(&self, tokens: u64) -> u64 {

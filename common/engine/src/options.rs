@@ -112,6 +112,16 @@ named!(
     }
 );
 
+named!(
+    /// A part of an engine beside its language model: a graph of its own that runs once for what it is given.
+    Component, "component", {
+        /// From pixels to hidden states.
+        Vision = "vision",
+        /// From hidden states to rows that stand for embeddings of the language model.
+        Projector = "projector",
+    }
+);
+
 /// Every option of an engine, defaults filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineOptions {
@@ -173,6 +183,7 @@ mod tests {
         round_trips(Precision::ALL, &["fp32", "fp16", "bf16"]);
         round_trips(CacheKind::ALL, &["none", "static_v1", "static_v2", "in_place"]);
         round_trips(BackendKind::ALL, &["tensorrt", "cuda", "cpu"]);
+        round_trips(Component::ALL, &["vision", "projector"]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ fn manifest() -> Manifest {
             max_position_embeddings: 8192,
             eos_token_ids: vec![2],
             bos_token_id: Some(1),
+            vision: None,
         },
         options,
         target,

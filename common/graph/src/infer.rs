@@ -24,6 +24,7 @@ pub(crate) const MAX_RANK: usize = 8;
 pub fn infer(op: &Op, inputs: &[&Value]) -> Result<(DType, Shape), GraphError> {
     let (dtype, shape) = match op {
         Op::Embedding => linear::embedding(op, inputs),
+        Op::ReplaceRows => layout::replace_rows(op, inputs),
         Op::Linear => linear::linear(op, inputs),
         Op::MixtureOfExperts(attributes) => linear::mixture_of_experts(op, inputs, *attributes),
         Op::QuantizedLinear(attributes) => linear::quantized_linear(op, inputs, *attributes),

@@ -12,6 +12,9 @@ use crate::{DType, Dim, QuantizedLinearAttributes};
 pub enum Op {
     /// `ids [B, S] i64, table [V, H] → [B, S, H]`: row `ids` of the table.
     Embedding,
+    /// `x [B, S, H], rows [N, H], indices [B, S] i64 → [B, S, H]`: row `indices[b, s]` of `rows` where that is not
+    /// negative, else `x`'s own. `N` may be 0.
+    ReplaceRows,
     /// `x […, K], weight [N, K], bias? [N] → […, N]`: `x · weightᵀ + bias`.
     Linear,
     /// `x […, K], weight [N, K · bits / 8] u8, scales [N, K / group_size], offsets? [N, K / group_size], bias? [N] →
@@ -60,7 +63,8 @@ pub enum Op {
         /// `layer_norm_epsilon` of the config.
         epsilon: f32,
     },
-    /// `x [B, N, S, D], position_ids [B, S] i64 → [B, N, S, D]` (Su et al. 2021).
+    /// `x [B, N, S, D], position_ids [B, S] i64 → [B, N, S, D]` (Su et al. 2021). With `A` sections the positions are
+    /// `[B, A, S]`, along as many axes.
     RotaryEmbedding(RotaryAttributes),
     /// `q [B, Nq, S, D], k [B, Nkv, L, D], v [B, Nkv, L, Dv], extra? → [B, Nq, S, Dv]`, `Nq` a multiple of `Nkv`
     /// (query head `h` reads key head `h / (Nq / Nkv)`). See [`AttentionAttributes`] for `extra`.
@@ -148,6 +152,10 @@ pub struct RotaryAttributes {
     pub attention_factor: f32,
     /// Whether pairs are neighbours.
     pub interleaved: bool,
+    /// How many pairs, from the first on, turn by the position along each axis, where positions have several:
+    /// `mrope_section` (Qwen2-VL; Wang et al. 2024). Empty where they have one; else as many in all as there are pairs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sections: Vec<u32>,
 }
 
 impl RotaryAttributes {
@@ -155,6 +163,22 @@ impl RotaryAttributes {
     #[must_use]
     pub fn rotary_dim(&self) -> usize {
         self.inv_freq.len() * 2
+    }
+
+    /// How many axes positions have.
+    #[must_use]
+    pub fn axes(&self) -> usize {
+        self.sections.len().max(1)
+    }
+
+    /// The axis of each pair, in the order of the pairs.
+    pub fn pair_axes(&self) -> impl Iterator<Item = usize> + '_ {
+        let ends = self.sections.iter().scan(0_usize, |end, &section| {
+            *end = end.saturating_add(usize::try_from(section).unwrap_or(usize::MAX));
+            Some(*end)
+        });
+        let ends: Vec<usize> = ends.collect();
+        (0..self.inv_freq.len()).map(move |pair| ends.iter().take_while(|&&end| end <= pair).count())
     }
 }
 
@@ -165,6 +189,10 @@ impl RotaryAttributes {
 /// of them being the queries' own. In a batch padded on the right to `S` new tokens the padding counts, so
 /// `kv_lengths[b]` is what was in the cache before plus `S`: causality hides padding from the queries before it, and
 /// what padded queries give is not used. A query that may attend to no key gives zeros.
+///
+/// With `has_segment_ids` the last input is `segment_ids [B, S] i64`, which do not decrease along a sequence: the keys
+/// are the queries' own (`L` is `S`), and a query attends to those of its own segment. Nothing else hides keys then:
+/// neither causality nor a window, a mask or lengths.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AttentionAttributes {
     /// Whether query `i` of `S` sees only keys `j ≤ i + (length − S)`: aligned bottom-right, so right for any number
@@ -180,19 +208,29 @@ pub struct AttentionAttributes {
     pub has_mask: bool,
     /// Whether there is a `kv_lengths` input.
     pub has_kv_lengths: bool,
+    /// Whether there is a `segment_ids` input.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_segment_ids: bool,
 }
 
 impl AttentionAttributes {
     /// Plain causal attention.
     #[must_use]
     pub const fn causal() -> Self {
+        Self { causal: true, ..Self::full() }
+    }
+
+    /// Plain attention of every query to every key.
+    #[must_use]
+    pub const fn full() -> Self {
         Self {
-            causal: true,
+            causal: false,
             window: None,
             scale: None,
             soft_cap: None,
             has_mask: false,
             has_kv_lengths: false,
+            has_segment_ids: false,
         }
     }
 }
@@ -203,6 +241,7 @@ impl Op {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Embedding => "embedding",
+            Self::ReplaceRows => "replace_rows",
             Self::Linear => "linear",
             Self::QuantizedLinear(_) => "quantized_linear",
             Self::MatMul { .. } => "matmul",

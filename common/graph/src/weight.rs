@@ -18,6 +18,12 @@ pub enum WeightExpr {
         /// Its name in the checkpoint.
         name: String,
     },
+    /// The tensor of this name as a matrix: all axes but the first are one, as a convolution's kernel is where its windows
+    /// do not overlap.
+    Flattened {
+        /// Its name in the checkpoint.
+        name: String,
+    },
     /// A matrix `[rows, columns]` turned into `[columns, rows]`.
     Transpose {
         /// What to transpose.
@@ -65,7 +71,9 @@ impl WeightExpr {
     pub fn tensors(&self) -> Vec<&str> {
         fn walk<'a>(expr: &'a WeightExpr, names: &mut Vec<&'a str>) {
             match expr {
-                WeightExpr::Tensor { name } | WeightExpr::Matrix { name } => {
+                WeightExpr::Tensor { name }
+                | WeightExpr::Matrix { name }
+                | WeightExpr::Flattened { name } => {
                     if !names.contains(&name.as_str()) {
                         names.push(name);
                     }

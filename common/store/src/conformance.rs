@@ -60,6 +60,7 @@ pub fn sample_manifest(model: &str, number: u32) -> Result<Manifest, Source> {
             max_position_embeddings: 64,
             eos_token_ids: vec![2],
             bos_token_id: None,
+            vision: None,
         },
         options,
         target: target.clone(),

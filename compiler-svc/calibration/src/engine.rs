@@ -103,6 +103,7 @@ impl<'a> Engines<'a> {
                 max_position_embeddings: 0,
                 eos_token_ids: Vec::new(),
                 bos_token_id: None,
+                vision: None,
             },
             options: *options,
             target,

@@ -14,6 +14,9 @@
 //! precision's dtype and the shape `[batch, kv_heads, max_seq_len, head_dim]`, one pair for each attention, numbered in
 //! execution order.
 //!
+//! A vision-language model's language graph has `image_features` and `image_indices` beside `position_ids`; its other
+//! components go through [`lower_component`].
+//!
 //! What [`lower`] returns has its weights in the precision's dtype. For backends that multiply with quantised weights,
 //! [`packed_weights()`] then keeps those that the checkpoint has, and [`weight_only_quantization()`] makes them.
 
@@ -56,6 +59,8 @@ pub struct Pass {
     pub name: &'static str,
     /// Whether the options ask for it.
     pub applies: fn(&EngineOptions) -> bool,
+    /// Whether it is also one of the graphs beside the language model, which have no sequence.
+    pub of_components: bool,
     /// The pass itself.
     pub run: RunPass,
 }
@@ -63,27 +68,35 @@ pub struct Pass {
 /// All passes in their order. Attention is brought into one form before a cache pass looks for it; the cache passes come
 /// after the precision, whose dtype their inputs take.
 pub const PASSES: &[Pass] = &[
-    Pass { name: symbol_ranges::NAME, applies: |_| true, run: symbol_ranges::run },
-    Pass { name: constant_fold::NAME, applies: |_| true, run: constant_fold::run },
-    Pass { name: sdpa::NAME, applies: |_| true, run: sdpa::run },
-    Pass { name: last_token::NAME, applies: |options| !options.all_logits, run: last_token::run },
-    Pass { name: precision::NAME, applies: |_| true, run: precision::run },
+    Pass { name: symbol_ranges::NAME, applies: |_| true, of_components: false, run: symbol_ranges::run },
+    Pass { name: constant_fold::NAME, applies: |_| true, of_components: true, run: constant_fold::run },
+    Pass { name: sdpa::NAME, applies: |_| true, of_components: true, run: sdpa::run },
+    Pass {
+        name: last_token::NAME,
+        applies: |options| !options.all_logits,
+        of_components: false,
+        run: last_token::run,
+    },
+    Pass { name: precision::NAME, applies: |_| true, of_components: true, run: precision::run },
     Pass {
         name: static_cache_v1::NAME,
         applies: |options| options.cache == CacheKind::StaticV1,
+        of_components: false,
         run: static_cache_v1::run,
     },
     Pass {
         name: static_cache_v2::NAME,
         applies: |options| options.cache == CacheKind::StaticV2,
+        of_components: false,
         run: static_cache_v2::run,
     },
     Pass {
         name: in_place_cache::NAME,
         applies: |options| options.cache == CacheKind::InPlace,
+        of_components: false,
         run: in_place_cache::run,
     },
-    Pass { name: dead_code::NAME, applies: |_| true, run: dead_code::run },
+    Pass { name: dead_code::NAME, applies: |_| true, of_components: true, run: dead_code::run },
 ];
 
 /// Runs the passes that the options ask for over a model's graph.
@@ -92,9 +105,29 @@ pub const PASSES: &[Pass] = &[
 /// When the options do not fit the model ([`LoweringError::Options`]), or the model has something for which a pass has
 /// no equivalent ([`LoweringError::Unsupported`]).
 pub fn lower(graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), LoweringError> {
+    run(graph, options, PASSES.iter().filter(|pass| (pass.applies)(options)))
+}
+
+/// As [`lower`], over the graph of a component beside the language model.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_component(
+    graph: Graph,
+    options: &EngineOptions,
+) -> Result<(Graph, Vec<PassReport>), LoweringError> {
+    let passes = PASSES.iter().filter(|pass| pass.of_components);
+    run(graph, options, passes.filter(|pass| (pass.applies)(options)))
+}
+
+fn run<'a>(
+    graph: Graph,
+    options: &EngineOptions,
+    passes: impl Iterator<Item = &'a Pass>,
+) -> Result<(Graph, Vec<PassReport>), LoweringError> {
     let mut graph = graph;
     let mut reports = Vec::new();
-    for pass in PASSES.iter().filter(|pass| (pass.applies)(options)) {
+    for pass in passes {
         let (rewritten, report) = (pass.run)(graph, options)?;
         graph = rewritten;
         reports.push(report);

@@ -71,6 +71,7 @@ fn description(source: &dyn WeightSource, expr: &WeightExpr) -> Option<Quantized
             })
         }
         WeightExpr::Matrix { .. }
+        | WeightExpr::Flattened { .. }
         | WeightExpr::Transpose { .. }
         | WeightExpr::Quantized { .. }
         | WeightExpr::Literal { .. } => None,

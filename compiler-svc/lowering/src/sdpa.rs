@@ -56,12 +56,9 @@ fn compose(rewriter: &mut Rewriter, id: NodeId) -> Result<bool, GraphError> {
         return Ok(false);
     }
     let mut attributes = AttentionAttributes {
-        causal: false,
-        window: None,
         scale: Some(found.scale),
         soft_cap: found.soft_cap,
-        has_mask: false,
-        has_kv_lengths: false,
+        ..AttentionAttributes::full()
     };
     let mut inputs = vec![found.query, found.key, found.value];
     if let Some(mask) = found.mask {

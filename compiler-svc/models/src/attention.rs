@@ -109,8 +109,9 @@ impl Heads {
         let (mut query, mut key) = (query, key);
         if let Some(rotary) = &layer.rotary {
             let rotary = Op::RotaryEmbedding(rotary.clone());
-            query = builder.node(rotary.clone(), &[query, builder.position_ids])?;
-            key = builder.node(rotary, &[key, builder.position_ids])?;
+            let position_ids = builder.input("position_ids")?;
+            query = builder.node(rotary.clone(), &[query, position_ids])?;
+            key = builder.node(rotary, &[key, position_ids])?;
         }
         let attention = Op::ScaledDotProductAttention(layer.attributes.clone());
         let attended = builder.node(attention, &[query, key, value])?;

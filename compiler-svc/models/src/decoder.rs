@@ -17,6 +17,32 @@ pub(crate) struct DecoderDefaults {
     pub(crate) tie_word_embeddings: bool,
 }
 
+/// Where a decoder is in its checkpoint, and what it takes beside tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DecoderPlace {
+    /// What its tensors' names begin with.
+    pub(crate) model: &'static str,
+    /// The name of its output layer's weight.
+    pub(crate) head: &'static str,
+    /// What the names of other components' tensors begin with.
+    pub(crate) others: &'static [&'static str],
+    /// Whether features of images stand for some embeddings.
+    pub(crate) takes_images: bool,
+    /// How many axes positions have, where they are several.
+    pub(crate) position_axes: Option<usize>,
+}
+
+impl DecoderPlace {
+    /// A language model by itself.
+    pub(crate) const ALONE: Self = Self {
+        model: "model",
+        head: "lm_head.weight",
+        others: &[],
+        takes_images: false,
+        position_axes: None,
+    };
+}
+
 /// What a config says of a decoder outside its layers, named as there.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Decoder {
@@ -31,6 +57,8 @@ pub(crate) struct Decoder {
     pub(crate) embedding_scale: Option<f32>,
     /// Soft cap of the logits.
     pub(crate) logits_soft_cap: Option<f32>,
+    /// Where it is in its checkpoint.
+    pub(crate) place: DecoderPlace,
 }
 
 /// One layer of a decoder.
@@ -38,7 +66,7 @@ pub(crate) struct Decoder {
 pub(crate) struct Layer {
     /// Counted from 0.
     pub(crate) index: usize,
-    /// What its tensors' names begin with: `model.layers.N`.
+    /// What its tensors' names begin with: `model.layers.N` in a language model by itself.
     pub(crate) prefix: String,
 }
 
@@ -66,6 +94,7 @@ impl Decoder {
             norm: RmsNorm { epsilon: epsilon as f32, unit_offset: false },
             embedding_scale: None,
             logits_soft_cap: None,
+            place: DecoderPlace::ALONE,
         })
     }
 
@@ -91,30 +120,43 @@ impl Decoder {
             self.num_hidden_layers,
             self.max_position_embeddings,
         )?;
-        let mut builder = GraphBuilder::new(family.model_type, self.max_position_embeddings, source.weights);
+        let DecoderPlace { model, head: head_name, others, takes_images, position_axes } = self.place;
+        let mut builder = GraphBuilder::decoder(
+            family.model_type,
+            self.max_position_embeddings,
+            position_axes,
+            source.weights,
+        );
         let shape = [self.vocab_size, self.hidden_size];
-        let table_name = "model.embed_tokens.weight";
-        let table = builder.weight(table_name, &shape)?;
-        let mut hidden = builder.node(Op::Embedding, &[builder.input_ids, table])?;
+        let table_name = format!("{model}.embed_tokens.weight");
+        let table = builder.weight(&table_name, &shape)?;
+        let input_ids = builder.input("input_ids")?;
+        let mut hidden = builder.node(Op::Embedding, &[input_ids, table])?;
+        if takes_images {
+            let [features, indices] = builder.image_inputs(self.hidden_size);
+            hidden = builder.node(Op::ReplaceRows, &[hidden, features, indices])?;
+        }
         if let Some(factor) = self.embedding_scale {
             hidden = builder.node(Op::Scale { factor }, &[hidden])?;
         }
         for index in 0..self.num_hidden_layers {
-            let prefix = format!("model.layers.{index}");
+            let prefix = format!("{model}.layers.{index}");
             let index = usize::try_from(index).unwrap_or(usize::MAX);
             hidden = layer(&mut builder, &Layer { index, prefix }, hidden)?;
         }
-        let hidden = self.norm.apply(&mut builder, "model.norm", hidden, self.hidden_size)?;
-        let head_name = "lm_head.weight";
-        let head =
-            head_weight(&mut builder, head_name, shape, (table_name, table), self.tie_word_embeddings)?;
+        let hidden = self.norm.apply(&mut builder, &format!("{model}.norm"), hidden, self.hidden_size)?;
+        let embedding = (table_name.as_str(), table);
+        let head = head_weight(&mut builder, head_name, shape, embedding, self.tie_word_embeddings)?;
         let mut logits = builder.node(Op::Linear, &[hidden, head])?;
         if let Some(cap) = self.logits_soft_cap {
             logits = builder.node(Op::SoftCap { cap }, &[logits])?;
         }
         // Old checkpoints carry the rotary angles as buffers; a tied one may carry its table twice.
-        let ignored =
-            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (head == table && name == head_name);
+        let ignored = |name: &str| {
+            name.ends_with(".rotary_emb.inv_freq")
+                || (head == table && name == head_name)
+                || others.iter().any(|prefix| name.starts_with(prefix))
+        };
         Ok((builder.finish(logits, family.architecture, ignored)?, info))
     }
 

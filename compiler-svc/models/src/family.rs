@@ -1,7 +1,7 @@
 //! What a family is, and the choice of a config's.
 
 use roundhouse_backend::WeightSource;
-use roundhouse_engine::ModelInfo;
+use roundhouse_engine::{Component, ModelInfo, VisionInfo};
 use roundhouse_graph::Graph;
 use serde_json::Value;
 
@@ -42,6 +42,10 @@ pub struct ModelSource<'a> {
 /// Builds a config's graph, `(input_ids, position_ids) → logits`, and says what an executor needs to know of the model.
 pub type BuildModel = fn(&ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError>;
 
+/// Builds the graphs of a config's other components, whose tensors the language model's graph leaves alone, and says what
+/// an executor needs to know of them.
+pub type BuildComponents = fn(&ModelSource<'_>) -> Result<(VisionInfo, Vec<(Component, Graph)>), ModelError>;
+
 /// A family: which checkpoints, and how their graph is built.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelFamily {
@@ -53,6 +57,8 @@ pub struct ModelFamily {
     pub models: &'static str,
     /// Builds the graph of a config, with the checkpoint's tensors checked against it.
     pub build: BuildModel,
+    /// Builds what a vision-language model has beside its language model.
+    pub components: Option<BuildComponents>,
 }
 
 impl ModelFamily {
@@ -72,6 +78,7 @@ impl ModelFamily {
             max_position_embeddings,
             eos_token_ids: config.token_ids("eos_token_id")?,
             bos_token_id: config.token_ids("bos_token_id")?.first().copied(),
+            vision: None,
         })
     }
 }
@@ -81,6 +88,9 @@ impl ModelFamily {
 pub struct ModelGraph {
     /// `(input_ids [batch, seq] i64, position_ids [batch, seq] i64) → logits [batch, seq, vocab_size] f32`.
     pub graph: Graph,
+    /// What a vision-language model has beside its language model, a graph each. The language model's inputs are then
+    /// also `image_features [image_rows, hidden_size] f32` and `image_indices [batch, seq] i64`.
+    pub components: Vec<(Component, Graph)>,
     /// What an executor needs to know.
     pub info: ModelInfo,
     /// Fields of config.json that this family has no meaning for. Transformers' class of the same name ignores them
@@ -102,11 +112,20 @@ pub fn build_graph(
 ) -> Result<ModelGraph, ModelError> {
     let config = Config::new(config)?;
     let family = find_family(&config)?;
-    let (mut graph, info) = (family.build)(&ModelSource { config: &config, weights, max_seq_len })?;
+    let source = ModelSource { config: &config, weights, max_seq_len };
+    let (mut graph, mut info) = (family.build)(&source)?;
+    let mut components = Vec::new();
+    if let Some(build) = family.components {
+        let (vision, graphs) = build(&source)?;
+        (info.vision, components) = (Some(vision), graphs);
+    }
     name.clone_into(&mut graph.name);
+    for (component, graph) in &mut components {
+        graph.name = format!("{name} {component}");
+    }
     let mut ignored_fields = config.unread();
     ignored_fields.retain(|field| !DESCRIPTIVE.contains(&field.as_str()));
-    Ok(ModelGraph { graph, info, ignored_fields })
+    Ok(ModelGraph { graph, components, info, ignored_fields })
 }
 
 /// The family of a config: by its first architecture and its model type, either of which may be left out, not both.

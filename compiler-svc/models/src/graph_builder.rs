@@ -1,41 +1,67 @@
-//! Building a decoder's graph: weights are checked against the checkpoint as they are named.
+//! Building a graph: weights are checked against the checkpoint as they are named.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use roundhouse_backend::{WeightError, WeightSource};
-use roundhouse_graph::{DType, Dim, Graph, Op, SymbolId, ValueId, WeightExpr};
+use roundhouse_graph::{DType, Dim, Graph, GraphError, Op, ValueId, WeightExpr};
 
 use crate::ModelError;
 
 /// Most names of unused tensors in a message.
 const MAX_NAMES: usize = 5;
 
-/// A decoder's graph under construction, with its inputs `input_ids` and `position_ids`, both `[batch, seq] i64`.
+/// A graph under construction: a decoder's, with its inputs `input_ids` and `position_ids`, or another component's.
 pub(crate) struct GraphBuilder<'a> {
     graph: Graph,
     weights: &'a dyn WeightSource,
     used: BTreeSet<String>,
-    /// The symbol `batch`.
-    pub(crate) batch: SymbolId,
-    /// The symbol `seq`.
-    pub(crate) seq: SymbolId,
-    /// `[batch, seq] i64`.
-    pub(crate) input_ids: ValueId,
-    /// `[batch, seq] i64`.
-    pub(crate) position_ids: ValueId,
+    /// The first two dimensions of hidden states: how many sequences, and of how many positions each.
+    batch: Dim,
+    seq: Dim,
 }
 
 impl<'a> GraphBuilder<'a> {
-    /// An empty graph with its two inputs; `seq` is at most `max_position_embeddings`.
-    pub(crate) fn new(name: &str, max_position_embeddings: u32, weights: &'a dyn WeightSource) -> Self {
+    /// A decoder's empty graph with its inputs `input_ids [batch, seq] i64` and `position_ids [batch, seq] i64`, or
+    /// `[batch, axes, seq]` where positions have several; `seq` is at most `max_position_embeddings`.
+    pub(crate) fn decoder(
+        name: &str,
+        max_position_embeddings: u32,
+        position_axes: Option<usize>,
+        weights: &'a dyn WeightSource,
+    ) -> Self {
         let mut graph = Graph::new(name);
-        let batch = graph.add_symbol("batch", 1, i64::from(u32::MAX));
-        let seq = graph.add_symbol("seq", 1, i64::from(max_position_embeddings));
-        let shape = vec![Dim::symbol(batch), Dim::symbol(seq)];
-        let input_ids = graph.add_input("input_ids", DType::I64, shape.clone());
-        let position_ids = graph.add_input("position_ids", DType::I64, shape);
-        Self { graph, weights, used: BTreeSet::new(), batch, seq, input_ids, position_ids }
+        let batch = Dim::symbol(graph.add_symbol("batch", 1, i64::from(u32::MAX)));
+        let seq = Dim::symbol(graph.add_symbol("seq", 1, i64::from(max_position_embeddings)));
+        graph.add_input("input_ids", DType::I64, vec![batch.clone(), seq.clone()]);
+        let axes = position_axes.map(Dim::from);
+        let positions = [Some(batch.clone()), axes, Some(seq.clone())];
+        graph.add_input("position_ids", DType::I64, positions.into_iter().flatten().collect());
+        Self { graph, weights, used: BTreeSet::new(), batch, seq }
+    }
+
+    /// A component's graph, which has its inputs, over hidden states `[batch, seq, …]`.
+    pub(crate) fn component(graph: Graph, [batch, seq]: [Dim; 2], weights: &'a dyn WeightSource) -> Self {
+        Self { graph, weights, used: BTreeSet::new(), batch, seq }
+    }
+
+    /// An input of the graph.
+    pub(crate) fn input(&self, name: &str) -> Result<ValueId, ModelError> {
+        let missing = || GraphError::Structure {
+            graph: self.graph.name.clone(),
+            what: format!("it has no input {name:?}"),
+        };
+        Ok(self.graph.find(name).ok_or_else(missing)?)
+    }
+
+    /// A decoder's inputs for the images among its tokens: `image_features [image_rows, width] f32` and `image_indices
+    /// [batch, seq] i64`.
+    pub(crate) fn image_inputs(&mut self, width: u32) -> [ValueId; 2] {
+        let most = i64::from(u32::MAX);
+        let rows = Dim::symbol(self.graph.add_symbol("image_rows", 0, most));
+        let features = self.graph.add_input("image_features", DType::F32, vec![rows, constant(width)]);
+        let shape = vec![self.batch.clone(), self.seq.clone()];
+        [features, self.graph.add_input("image_indices", DType::I64, shape)]
     }
 
     /// The checkpoint's tensor of this name, once it is known to have this shape.
@@ -83,6 +109,23 @@ impl<'a> GraphBuilder<'a> {
         self.node(Op::Linear, &[x, weight])
     }
 
+    /// As [`linear_rows`](Self::linear_rows), with the same rows of `{prefix}.bias [outputs]`.
+    pub(crate) fn linear_rows_and_bias(
+        &mut self,
+        prefix: &str,
+        x: ValueId,
+        [inputs, outputs]: [u32; 2],
+        (part, rows): (&str, Range<u32>),
+    ) -> Result<ValueId, ModelError> {
+        let count = rows.end - rows.start;
+        let (weight, bias) = (format!("{prefix}.weight"), format!("{prefix}.bias"));
+        let cut = |whole| rows_of(whole, &rows);
+        let named = |tensor: &str| format!("{tensor}.{part}");
+        let weights = self.derived(&named(&weight), &weight, &[outputs, inputs], &[count, inputs], cut)?;
+        let biases = self.derived(&named(&bias), &bias, &[outputs], &[count], cut)?;
+        self.node(Op::Linear, &[x, weights, biases])
+    }
+
     /// A weight `name` of this shape, made by `recipe` of the checkpoint's tensor `tensor`, once that is known to have
     /// `tensor_shape`.
     pub(crate) fn derived(
@@ -123,7 +166,7 @@ impl<'a> GraphBuilder<'a> {
         heads: u32,
         head_dim: u32,
     ) -> Result<ValueId, ModelError> {
-        let shape = vec![Dim::symbol(self.batch), Dim::symbol(self.seq), constant(heads), constant(head_dim)];
+        let shape = vec![self.batch.clone(), self.seq.clone(), constant(heads), constant(head_dim)];
         let x = self.node(Op::Reshape { shape }, &[x])?;
         self.node(Op::Transpose { permutation: vec![0, 2, 1, 3] }, &[x])
     }
@@ -131,7 +174,7 @@ impl<'a> GraphBuilder<'a> {
     /// `x [batch, heads, seq, head_dim] → [batch, seq, heads · head_dim]`; `width` is that product.
     pub(crate) fn merge_heads(&mut self, x: ValueId, width: u32) -> Result<ValueId, ModelError> {
         let x = self.node(Op::Transpose { permutation: vec![0, 2, 1, 3] }, &[x])?;
-        let shape = vec![Dim::symbol(self.batch), Dim::symbol(self.seq), constant(width)];
+        let shape = vec![self.batch.clone(), self.seq.clone(), constant(width)];
         self.node(Op::Reshape { shape }, &[x])
     }
 
@@ -156,8 +199,19 @@ impl<'a> GraphBuilder<'a> {
     /// # Errors
     /// [`ModelError::UnusedTensors`] when it holds others: a bias or a norm that the config does not mention.
     pub(crate) fn finish(
-        mut self,
+        self,
         logits: ValueId,
+        architecture: &'static str,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<Graph, ModelError> {
+        self.finish_as("logits", logits, architecture, ignored)
+    }
+
+    /// As [`finish`](Self::finish), with an output of this name.
+    pub(crate) fn finish_as(
+        mut self,
+        name: &str,
+        output: ValueId,
         architecture: &'static str,
         ignored: impl Fn(&str) -> bool,
     ) -> Result<Graph, ModelError> {
@@ -171,7 +225,7 @@ impl<'a> GraphBuilder<'a> {
             let names = format!("{}{more}", names.join(", "));
             return Err(ModelError::UnusedTensors { architecture, count, names });
         }
-        self.graph.add_output("logits", logits);
+        self.graph.add_output(name, output);
         roundhouse_graph::verify(&self.graph)?;
         Ok(self.graph)
     }
@@ -182,6 +236,6 @@ pub(crate) fn rows_of(tensor: WeightExpr, rows: &Range<u32>) -> WeightExpr {
     WeightExpr::Rows { of: Box::new(tensor), start: u64::from(rows.start), end: u64::from(rows.end) }
 }
 
-fn constant(value: u32) -> Dim {
+pub(crate) fn constant(value: u32) -> Dim {
     Dim::constant(i64::from(value))
 }

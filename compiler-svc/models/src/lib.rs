@@ -2,7 +2,8 @@
 //!
 //! [`build_graph`] picks the [`ModelFamily`] that a config names and builds
 //! `(input_ids [batch, seq] i64, position_ids [batch, seq] i64) → logits [batch, seq, vocab_size]`, all in fp32, with
-//! attention as one op and weights named as in the checkpoint. What the config asks for and the family does not do is
+//! attention as one op and weights named as in the checkpoint. A vision-language model has a graph each for its other
+//! components as well. What the config asks for and the family does not do is
 //! refused by the field's name: a graph that comes back computes what the checkpoint means.
 //!
 //! A new family is a file of its own under `families/`, put together from the parts in `decoder.rs`, `pre_norm.rs`,
@@ -26,9 +27,10 @@ mod norm;
 mod pre_norm;
 mod refused_fields;
 mod rope;
+mod siglip;
 
 pub use config::{Config, ConfigError};
 pub use error::ModelError;
 pub use families::FAMILIES;
-pub use family::{BuildModel, ModelFamily, ModelGraph, ModelSource, build_graph};
+pub use family::{BuildComponents, BuildModel, ModelFamily, ModelGraph, ModelSource, build_graph};
 pub use rope::{RopeForm, RopeParameters, RopeScaling};

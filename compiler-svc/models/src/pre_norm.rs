@@ -5,7 +5,7 @@ use roundhouse_engine::ModelInfo;
 use roundhouse_graph::{Graph, ValueId};
 
 use crate::attention::{HeadDefaults, Heads, LayerAttention, SelfAttention};
-use crate::decoder::{Decoder, DecoderDefaults, Layer};
+use crate::decoder::{Decoder, DecoderDefaults, DecoderPlace, Layer};
 use crate::family::{ModelFamily, ModelSource};
 use crate::graph_builder::GraphBuilder;
 use crate::{Config, ConfigError, ModelError, RopeForm, RopeParameters};
@@ -58,6 +58,12 @@ impl PreNormDecoder {
             .map(|window| LayerAttention::new(Some(rotary.clone()), window, longest))
             .collect();
         Ok(Self { decoder, attention, layers })
+    }
+
+    /// The same decoder at another place, or with a head that is the embedding table.
+    pub(crate) fn placed(self, place: DecoderPlace, tied: bool) -> Self {
+        let tie_word_embeddings = self.decoder.tie_word_embeddings || tied;
+        Self { decoder: Decoder { place, tie_word_embeddings, ..self.decoder }, ..self }
     }
 
     pub(crate) fn hidden_size(&self) -> u32 {

@@ -21,6 +21,8 @@ pub struct RopeForm {
     pub partial: bool,
     /// `original_max_position_embeddings` where the config has none beside the section, whatever is inside.
     pub default_original_max_position_embeddings: Option<u32>,
+    /// `mrope_section` where the config has none, in a family whose positions have several axes; no other has the field.
+    pub default_sections: &'static [u32],
 }
 
 impl RopeForm {
@@ -33,6 +35,7 @@ impl RopeForm {
             aliases: &[],
             partial: false,
             default_original_max_position_embeddings: None,
+            default_sections: &[],
         }
     }
 }
@@ -46,6 +49,8 @@ pub struct RopeParameters {
     pub rotary_dim: u32,
     /// How the angles are stretched for a longer context.
     pub scaling: RopeScaling,
+    /// `mrope_section`: how many pairs turn by the position along each axis; empty where positions have one.
+    pub sections: Vec<u32>,
 }
 
 /// How the angles are stretched for a longer context: `rope_type` and its parameters, named as in the config.
@@ -111,7 +116,8 @@ impl RopeParameters {
             Some(section) => Self::read_section(config, &section, form, theta, head_dim),
             None => {
                 let rotary_dim = rotary_dim(config, config, form, head_dim)?;
-                Ok(Self { theta, rotary_dim, scaling: RopeScaling::Default })
+                let sections = sections(config, form, rotary_dim)?;
+                Ok(Self { theta, rotary_dim, scaling: RopeScaling::Default, sections })
             }
         }
     }
@@ -147,9 +153,10 @@ impl RopeParameters {
             let name = if section.contains("rope_type") { "rope_type" } else { "type" };
             return Err(section.unsupported(name, &Value::from(written), &one_of(form.rope_types)));
         };
+        let sections = sections(section, form, rotary_dim)?;
         // A parameter of another rope_type would be dropped without a word.
         section.refuse_unread()?;
-        Ok(Self { theta, rotary_dim, scaling })
+        Ok(Self { theta, rotary_dim, scaling, sections })
     }
 
     fn read_llama3(section: &Config<'_>, original: u32) -> Result<RopeScaling, ConfigError> {
@@ -284,7 +291,7 @@ impl RopeParameters {
             }
             _ => 1.0,
         };
-        RotaryAttributes { inv_freq, attention_factor, interleaved: false }
+        RotaryAttributes { inv_freq, attention_factor, interleaved: false, sections: self.sections.clone() }
     }
 
     /// `theta ^ (2i / rotary_dim)` of each pair. The power is rounded once, as a good fp32 `pow` does.
@@ -361,6 +368,28 @@ fn rotary_dim(
         return Err(place.invalid(NAME, &Value::from(factor), &expected));
     }
     Ok(rotary_dim)
+}
+
+/// `mrope_section` of a section: as many pairs in all as turn. Empty in a family whose positions have one axis.
+fn sections(section: &Config<'_>, form: &RopeForm, rotary_dim: u32) -> Result<Vec<u32>, ConfigError> {
+    const NAME: &str = "mrope_section";
+    let axes = form.default_sections.len();
+    if axes == 0 {
+        return Ok(Vec::new());
+    }
+    let parse = |value: &Value| value.as_u64().and_then(|pairs| u32::try_from(pairs).ok());
+    let found = match section.optional_list(NAME)? {
+        Some(list) => list.iter().map(parse).collect::<Option<Vec<u32>>>(),
+        None => Some(form.default_sections.to_vec()),
+    };
+    let pairs = u64::from(rotary_dim / 2);
+    let fits = |found: &Vec<u32>| {
+        found.len() == axes && found.iter().map(|&pairs| u64::from(pairs)).sum::<u64>() == pairs
+    };
+    found.filter(fits).ok_or_else(|| {
+        let value = section.get(NAME).cloned().unwrap_or_default();
+        section.invalid(NAME, &value, &format!("{axes} numbers of pairs, {pairs} in all"))
+    })
 }
 
 /// As in Transformers: beside the section it wins over inside, and the model's own context length is the fallback.

@@ -49,7 +49,9 @@ fn every_family_has_a_golden() {
             (text("/model_type"), text("/architectures/0"))
         })
         .collect();
-    assert_eq!(found, FAMILIES.iter().map(|family| (family.model_type, family.architecture)).collect());
+    // Those with images have tests of their own.
+    let text = FAMILIES.iter().filter(|family| family.components.is_none());
+    assert_eq!(found, text.map(|family| (family.model_type, family.architecture)).collect());
 }
 
 /// The graph of a golden whose config `edit` changed, in an engine for `max_seq_len` tokens.

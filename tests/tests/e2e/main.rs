@@ -29,5 +29,6 @@ mod streaming_text;
 #[cfg(feature = "tensorrt")]
 mod tensorrt_engines;
 mod tiny_model_logits;
+mod vision_language;
 mod watchdog;
 mod weight_quantization;

@@ -14,6 +14,7 @@ use roundhouse_proto::compiler::{
 };
 use roundhouse_rpc::reason as reasons;
 use roundhouse_tests::golden::{self, GoldenPrompt};
+use roundhouse_tests::golden_images::vision_language_models;
 use roundhouse_tests::greedy::GreedyCheck;
 use roundhouse_tests::harness::{
     LoadedEngine, Shared, compile_options, compile_request, engine_files, field, precision_message, reason,
@@ -175,13 +176,18 @@ async fn check(engine: &LoadedEngine, prompt: &GoldenPrompt) -> usize {
 #[tokio::test]
 async fn weights_that_the_compiler_makes_are_near_the_checkpoints_in_every_listed_family() {
     let shared = shared().await.unwrap();
-    let mut engines = 0;
+    let (with_images, mut engines) = (vision_language_models().unwrap(), 0);
     for family in families(&shared).await.unwrap() {
         let built = family.support.iter().filter(|support| support.backend() == Backend::Cpu);
         let listed: Vec<_> = built.flat_map(|support| &support.precisions).collect();
+        let with_images = with_images.iter().filter(|model| model.architecture == family.architecture);
         let goldens = golden::tiny_models_of(&family.architecture).unwrap();
-        assert!(!goldens.is_empty(), "{} is listed, and has no tiny checkpoint", family.architecture);
-        let checkpoints: BTreeSet<_> = goldens.into_iter().map(|golden| golden.checkpoint).collect();
+        let checkpoints: BTreeSet<_> = goldens
+            .into_iter()
+            .map(|golden| golden.checkpoint)
+            .chain(with_images.map(|model| model.checkpoint.clone()))
+            .collect();
+        assert!(!checkpoints.is_empty(), "{} is listed, and has no tiny checkpoint", family.architecture);
         for checkpoint in checkpoints {
             let name = checkpoint.display();
             let exact = request(&checkpoint, quantization(WeightFormat::None, None));

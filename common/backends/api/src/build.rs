@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use roundhouse_engine::{BackendKind, EngineOptions, MemoryPlan, Target};
+use roundhouse_engine::{BackendKind, Component, EngineOptions, MemoryPlan, Target};
 use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes};
 
 use crate::{BackendError, WeightSource};
@@ -86,4 +86,45 @@ pub trait Builder: Send + Sync {
         directory: &Path,
         progress: &dyn BuildProgress,
     ) -> Result<Vec<BuiltFile>, BackendError>;
+
+    /// As [`Builder::lower`], for the graph of a component.
+    ///
+    /// # Errors
+    /// As [`Builder::lower`]; for all graphs where the backend runs no components, which is the default.
+    fn lower_component(
+        &self,
+        graph: Graph,
+        options: &EngineOptions,
+    ) -> Result<(Graph, Vec<PassReport>), BackendError> {
+        let _ = (graph, options);
+        Err(no_components(self.kind()))
+    }
+
+    /// What a loaded component takes beside the language model, in a process that loads an engine.
+    fn component_memory_plan(&self, graph: &Graph, options: &EngineOptions) -> MemoryPlan {
+        let _ = (graph, options);
+        MemoryPlan::default()
+    }
+
+    /// As [`Builder::build`], for what [`Builder::lower_component`] returned; files are named by
+    /// [`roundhouse_engine::blob_names::of_component`].
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    fn build_component(
+        &self,
+        component: Component,
+        graph: &Graph,
+        options: &EngineOptions,
+        weights: &dyn WeightSource,
+        directory: &Path,
+        progress: &dyn BuildProgress,
+    ) -> Result<Vec<BuiltFile>, BackendError> {
+        let _ = (component, graph, options, weights, directory, progress);
+        Err(no_components(self.kind()))
+    }
+}
+
+fn no_components(kind: BackendKind) -> BackendError {
+    BackendError::Unsupported { backend: kind.name(), what: "components beside a language model".to_owned() }
 }

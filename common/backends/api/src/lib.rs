@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod component;
 mod error;
+mod images;
 mod kv_block;
 mod library;
 mod quantization;
@@ -14,7 +16,11 @@ mod run;
 mod weights;
 
 pub use build::{BuildProgress, Builder, BuiltFile};
+pub use component::{
+    ComponentInputs, ComponentModel, ComponentSignature, NamedTensor, OutputTensor, TensorElements,
+};
 pub use error::{BackendError, UnsupportedNode};
+pub use images::{ImageTokens, POSITION_AXES, SequenceImages};
 pub use kv_block::KvBlock;
 pub use library::LibrarySearch;
 pub use quantization::{GroupSteps, QuantizationLoss, quantized_number};

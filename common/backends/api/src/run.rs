@@ -3,9 +3,9 @@
 use std::any::Any;
 use std::ops::{ControlFlow, Range};
 
-use roundhouse_engine::{BackendKind, EngineFiles, Manifest, MemoryPlan};
+use roundhouse_engine::{BackendKind, Component, EngineFiles, Manifest, MemoryPlan};
 
-use crate::{BackendError, KvBlock};
+use crate::{BackendError, ComponentModel, ImageTokens, KvBlock};
 
 /// Loads engines.
 pub trait Runtime: Send + Sync {
@@ -51,6 +51,13 @@ pub trait Model: Send + Sync {
     /// [`BackendError::CacheFull`] or [`BackendError::InvalidArgument`] (a token outside the vocabulary, no tokens,
     /// another model's cache) before anything ran; [`BackendError::Device`] when the device failed.
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError>;
+
+    /// One of the engine's components beside the language model; `None` where the engine has none of this name: the
+    /// default.
+    fn component(&self, component: Component) -> Option<&dyn ComponentModel> {
+        let _ = component;
+        None
+    }
 
     /// Runs steps of one new token a sequence that find the next tokens where the logits are. A first step appends
     /// [`GreedySequence::token`]; each of up to `steps - 1` more the token found before. Fewer steps may run; equally many
@@ -156,6 +163,21 @@ pub trait Cache: Send {
     fn import(&mut self, block: &KvBlock) -> Result<(), BackendError> {
         let _ = block;
         Err(BackendError::Unsupported { backend: "engine's", what: "copying keys and values".to_owned() })
+    }
+
+    /// Says that tokens to come are an image's: a step takes their embeddings and positions from it, and what comes after
+    /// it goes on behind the image's positions. Images are placed in order, each before its first token is computed, and
+    /// are forgotten where [`Cache::truncate`] cuts before them.
+    ///
+    /// # Errors
+    /// As [`crate::SequenceImages::place`]; [`BackendError::Unsupported`] where the engine's model takes no images: the
+    /// default.
+    fn place_image(&mut self, image: ImageTokens) -> Result<(), BackendError> {
+        let _ = image;
+        Err(BackendError::Unsupported {
+            backend: "engine's",
+            what: "images among a sequence's tokens".to_owned(),
+        })
     }
 
     /// For the backend to find its own type.

@@ -170,6 +170,15 @@ pub fn expr_shape(source: &dyn WeightSource, expr: &WeightExpr) -> Result<Vec<u6
             let rows = rows.ok_or_else(|| misfit(expr, format!("shape {shape:?} is too large")))?;
             Ok(vec![rows, *columns])
         }
+        WeightExpr::Flattened { name } => {
+            let shape = source.shape(name)?;
+            let Some((rows, axes)) = shape.split_first().filter(|(_, axes)| !axes.is_empty()) else {
+                return Err(misfit(expr, format!("shape {shape:?} cannot be read as a matrix")));
+            };
+            let columns = axes.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim));
+            let columns = columns.ok_or_else(|| misfit(expr, format!("shape {shape:?} is too large")))?;
+            Ok(vec![*rows, columns])
+        }
         WeightExpr::Transpose { of } => {
             let shape = expr_shape(source, of)?;
             let [rows, columns] = shape[..] else {
@@ -228,7 +237,7 @@ pub fn evaluate_rows(
         |length: usize| misfit(expr, format!("rows {rows:?} cannot be evaluated into {length} elements"));
     let count = rows.end.checked_sub(rows.start).ok_or_else(|| wrong_length(out.len()))?;
     match expr {
-        WeightExpr::Tensor { name } => source.read_rows(name, rows, out),
+        WeightExpr::Tensor { name } | WeightExpr::Flattened { name } => source.read_rows(name, rows, out),
         WeightExpr::Matrix { name } => {
             let [available, columns] = expr_shape(source, expr)?[..] else {
                 return Err(wrong_length(out.len()));
@@ -409,6 +418,13 @@ mod tests {
     }
 
     #[test]
+    fn any_rows_of_a_flattened_tensor_can_be_evaluated() {
+        let expr = WeightExpr::Flattened { name: "e".to_owned() };
+        assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [3, 4]);
+        assert_eq!(evaluate(&expr, 1..3).unwrap(), [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);
+    }
+
+    #[test]
     fn any_rows_of_a_transpose_can_be_evaluated() {
         let expr = WeightExpr::Transpose { of: tensor("a") };
         assert_eq!(expr_shape(&Tensors::new(), &expr).unwrap(), [3, 2]);
@@ -443,6 +459,7 @@ mod tests {
         let cases = [
             (WeightExpr::Transpose { of: tensor("v") }, "\"v\""),
             (WeightExpr::Matrix { name: "v".to_owned() }, "\"v\""),
+            (WeightExpr::Flattened { name: "v".to_owned() }, "\"v\""),
             (WeightExpr::Rows { of: tensor("a"), start: 1, end: 3 }, "\"a\""),
             (WeightExpr::Concat { parts: vec![*tensor("a"), *tensor("v")] }, "\"v\""),
             (WeightExpr::Concat { parts: Vec::new() }, "literal"),

@@ -13,6 +13,7 @@ mod rng;
 pub mod suite;
 mod tensor;
 pub mod tiny_models;
+pub mod tiny_towers;
 mod weights;
 
 pub use reference::{Interpreter, ReferenceError, Rounding};

@@ -132,6 +132,7 @@ impl Interpreter {
         let scope = Scope { inputs: &inputs, symbols };
         let result = match &node.op {
             Op::Embedding => linear::embedding(&scope),
+            Op::ReplaceRows => layout::replace_rows(&scope),
             Op::Linear => Ok(linear::linear(&scope)),
             Op::QuantizedLinear(attributes) => Ok(quantized::quantized_linear(&scope, *attributes)),
             Op::MatMul { transpose_b } => Ok(linear::matmul(&scope, *transpose_b)),

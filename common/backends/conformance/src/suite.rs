@@ -15,6 +15,7 @@
 mod artifact;
 mod blocks;
 mod compare;
+mod components;
 mod engine;
 mod errors;
 mod failure;
@@ -33,6 +34,7 @@ pub use artifact::{
     broken_files_are_errors, builds_report_progress_and_stop_when_asked, foreign_engines_are_refused,
 };
 pub use blocks::{blocks_that_do_not_follow_are_refused, imported_blocks_go_on_as_computed_tokens};
+pub use components::components;
 pub use engine::{MAX_SEQ_LEN, Source};
 pub use errors::{failed_steps_change_nothing, requests_beyond_the_engine_are_refused};
 pub use failure::Failure;

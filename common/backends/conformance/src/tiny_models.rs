@@ -229,6 +229,7 @@ impl TinyModel {
             max_position_embeddings: self.max_position_embeddings as u32,
             eos_token_ids: vec![0],
             bos_token_id: None,
+            vision: None,
         }
     }
 }
@@ -333,6 +334,7 @@ impl<'a> Decoder<'a> {
             inv_freq: (0..half).map(|pair| 100_f32.powf(-(pair as f32) / half as f32)).collect(),
             attention_factor: 1.0,
             interleaved: self.model.interleaved,
+            sections: Vec::new(),
         };
         self.graph.add_node(Op::RotaryEmbedding(attributes), &[x, self.position_ids])
     }

@@ -21,7 +21,12 @@ fn tensor(json: &Value) -> Tensor {
 fn ops() -> BTreeMap<&'static str, Op> {
     let rotary = |inv_freq: &[f32], interleaved| {
         let inv_freq = inv_freq.to_vec();
-        Op::RotaryEmbedding(RotaryAttributes { inv_freq, attention_factor: 1.0, interleaved })
+        Op::RotaryEmbedding(RotaryAttributes {
+            inv_freq,
+            attention_factor: 1.0,
+            interleaved,
+            sections: Vec::new(),
+        })
     };
     let attention = |change: fn(&mut AttentionAttributes)| {
         let mut attributes = AttentionAttributes::causal();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use roundhouse_backend::{BackendError, BuildProgress, Builder, BuiltFile, WeightSource};
-use roundhouse_engine::{BackendKind, CacheKind, EngineOptions, MemoryPlan, Target, blob_names};
+use roundhouse_engine::{BackendKind, CacheKind, Component, EngineOptions, MemoryPlan, Target, blob_names};
 use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes};
 use roundhouse_weights::{PartialFile, WeightsLayout, write_weights};
 
@@ -48,24 +48,49 @@ pub(crate) fn compile_plan(graph: &Graph, options: &EngineOptions) -> Result<Pla
 }
 
 /// The memory of a process that runs a plan over a weights file of `weight_bytes`.
-pub(crate) fn plan_memory(
-    graph: &Graph,
-    plan: &Plan,
-    options: &EngineOptions,
-    weight_bytes: u64,
-) -> MemoryPlan {
+pub(crate) fn plan_memory(graph: &Graph, plan: &Plan, weight_bytes: u64) -> MemoryPlan {
+    MemoryPlan {
+        kv_bytes_per_token: plan.signature.kv_bytes_per_token(),
+        kv_rings: plan.signature.kv_rings(),
+        ..component_memory(graph, plan, weight_bytes)
+    }
+}
+
+/// The memory of a component over a weights file of `weight_bytes`.
+pub(crate) fn component_memory(graph: &Graph, plan: &Plan, weight_bytes: u64) -> MemoryPlan {
     let constants = plan.constants.iter().map(|&id| {
         let dims = graph.value(id).shape.iter().map(|dim| dim.as_constant().unwrap_or(0).unsigned_abs());
         dims.product::<u64>() * size_of::<f32>() as u64
     });
-    let limits = StepLimits::new(graph, options);
-    let step = plan.workspace_bytes(limits) + plan.scratch_bytes(limits);
-    MemoryPlan {
-        weight_bytes,
-        kv_bytes_per_token: plan.signature.kv_bytes_per_token(),
-        kv_rings: plan.signature.kv_rings(),
-        workspace_bytes: step + constants.sum::<u64>(),
-    }
+    let workspace_bytes = plan.workspace_bytes() + plan.scratch_bytes() + constants.sum::<u64>();
+    MemoryPlan { weight_bytes, workspace_bytes, ..MemoryPlan::default() }
+}
+
+/// Writes a graph and its weights under these roles.
+fn write_files(
+    graph: &Graph,
+    [graph_name, weights_name]: [String; 2],
+    weights: &dyn WeightSource,
+    directory: &Path,
+    progress: &dyn BuildProgress,
+) -> Result<Vec<BuiltFile>, BackendError> {
+    let layout = WeightsLayout::new(graph)?;
+    let json = graph.to_json()?;
+    let total = layout.file_bytes() + json.len() as u64;
+
+    let (graph_path, weights_path) = (directory.join(&graph_name), directory.join(&weights_name));
+    let mut weights_file = PartialFile::create(&weights_path)?;
+    let mut graph_file = PartialFile::create(&graph_path)?;
+    write_weights(&layout, weights, &mut weights_file, &|done| progress.bytes(done, total))?;
+    graph_file.write(json.as_bytes())?;
+    progress.bytes(total, total)?;
+    weights_file.finish()?;
+    graph_file.finish()?;
+    progress.log(&format!("wrote {total} bytes for {} weights", graph.weights().count()));
+    Ok(vec![
+        BuiltFile { name: graph_name, path: graph_path },
+        BuiltFile { name: weights_name, path: weights_path },
+    ])
 }
 
 impl Builder for CpuBuilder {
@@ -95,7 +120,7 @@ impl Builder for CpuBuilder {
     /// Zero for a graph that [`Builder::lower`] refuses.
     fn memory_plan(&self, graph: &Graph, options: &EngineOptions) -> MemoryPlan {
         match (compile_plan(graph, options), WeightsLayout::new(graph)) {
-            (Ok(plan), Ok(layout)) => plan_memory(graph, &plan, options, layout.file_bytes()),
+            (Ok(plan), Ok(layout)) => plan_memory(graph, &plan, layout.file_bytes()),
             _ => MemoryPlan::default(),
         }
     }
@@ -109,23 +134,41 @@ impl Builder for CpuBuilder {
         progress: &dyn BuildProgress,
     ) -> Result<Vec<BuiltFile>, BackendError> {
         compile_plan(graph, options)?;
-        let layout = WeightsLayout::new(graph)?;
-        let json = graph.to_json()?;
-        let total = layout.file_bytes() + json.len() as u64;
+        let names = [blob_names::GRAPH, blob_names::WEIGHTS].map(str::to_owned);
+        write_files(graph, names, weights, directory, progress)
+    }
 
-        let weights_path = directory.join(blob_names::WEIGHTS);
-        let graph_path = directory.join(blob_names::GRAPH);
-        let mut weights_file = PartialFile::create(&weights_path)?;
-        let mut graph_file = PartialFile::create(&graph_path)?;
-        write_weights(&layout, weights, &mut weights_file, &|done| progress.bytes(done, total))?;
-        graph_file.write(json.as_bytes())?;
-        progress.bytes(total, total)?;
-        weights_file.finish()?;
-        graph_file.finish()?;
-        progress.log(&format!("wrote {total} bytes for {} weights", graph.weights().count()));
-        Ok(vec![
-            BuiltFile { name: blob_names::GRAPH.to_owned(), path: graph_path },
-            BuiltFile { name: blob_names::WEIGHTS.to_owned(), path: weights_path },
-        ])
+    fn lower_component(
+        &self,
+        graph: Graph,
+        _: &EngineOptions,
+    ) -> Result<(Graph, Vec<PassReport>), BackendError> {
+        let (graph, reports) = fuse(graph)?;
+        Plan::of_component(&graph)?;
+        WeightsLayout::new(&graph)?;
+        Ok((graph, reports))
+    }
+
+    /// Zero for a graph that [`Builder::lower_component`] refuses.
+    fn component_memory_plan(&self, graph: &Graph, _: &EngineOptions) -> MemoryPlan {
+        match (Plan::of_component(graph), WeightsLayout::new(graph)) {
+            (Ok(plan), Ok(layout)) => component_memory(graph, &plan, layout.file_bytes()),
+            _ => MemoryPlan::default(),
+        }
+    }
+
+    fn build_component(
+        &self,
+        component: Component,
+        graph: &Graph,
+        _: &EngineOptions,
+        weights: &dyn WeightSource,
+        directory: &Path,
+        progress: &dyn BuildProgress,
+    ) -> Result<Vec<BuiltFile>, BackendError> {
+        Plan::of_component(graph)?;
+        let names = [blob_names::GRAPH, blob_names::WEIGHTS];
+        let names = names.map(|name| blob_names::of_component(component, name));
+        write_files(graph, names, weights, directory, progress)
     }
 }

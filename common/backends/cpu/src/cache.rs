@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use roundhouse_backend::{BackendError, Cache, KvBlock};
+use roundhouse_backend::{BackendError, Cache, ImageTokens, KvBlock, SequenceImages};
 use roundhouse_cpu_kernels::{Elements, ElementsMut};
 use roundhouse_graph::DType;
 
+use crate::error::unsupported;
 use crate::plan::{CacheShape, Ring};
 use crate::zeroed::Zeroed;
 
@@ -25,6 +26,10 @@ pub(crate) struct CpuCache {
     /// Tokens that it can hold.
     pub(crate) capacity: usize,
     state: CacheState,
+    /// The images among its tokens.
+    images: SequenceImages,
+    /// Columns of their features; `None` where the model takes no images.
+    image_width: Option<usize>,
 }
 
 pub(crate) enum CacheState {
@@ -119,12 +124,48 @@ impl CacheTensor {
 impl CpuCache {
     /// An empty cache of a model.
     pub(crate) fn new(model: u64, engine: Arc<str>, capacity: usize, state: CacheState) -> Self {
-        Self { model, engine, len: 0, written: 0, capacity, state }
+        Self {
+            model,
+            engine,
+            len: 0,
+            written: 0,
+            capacity,
+            state,
+            images: SequenceImages::new(),
+            image_width: None,
+        }
+    }
+
+    /// A cache of a model whose image features are this wide.
+    pub(crate) fn with_images(self, image_width: Option<usize>) -> Self {
+        Self { image_width, ..self }
+    }
+
+    /// The images among its tokens.
+    pub(crate) fn images(&self) -> &SequenceImages {
+        &self.images
     }
 
     /// Prepares for new tokens; how many they follow.
     pub(crate) fn begin(&mut self) -> usize {
-        self.truncate(self.len)
+        let len = self.len;
+        if self.cut(len) < len {
+            self.images.truncate(0);
+        }
+        self.len
+    }
+
+    /// Cuts keys, values and tokens to a length; the length reached.
+    fn cut(&mut self, len: usize) -> usize {
+        let len = self.len.min(len);
+        self.len = if self.holds(len) { len } else { 0 };
+        if self.len == 0 {
+            self.written = 0;
+        }
+        if let CacheState::Tokens(tokens) = &mut self.state {
+            tokens.truncate(self.len);
+        }
+        self.len
     }
 
     /// How many tokens those of the call that runs follow.
@@ -195,15 +236,18 @@ impl Cache for CpuCache {
     }
 
     fn truncate(&mut self, len: usize) -> usize {
-        let len = self.len.min(len);
-        self.len = if self.holds(len) { len } else { 0 };
-        if self.len == 0 {
-            self.written = 0;
-        }
-        if let CacheState::Tokens(tokens) = &mut self.state {
-            tokens.truncate(self.len);
-        }
-        self.len
+        let wanted = self.len.min(len);
+        let reached = self.cut(len);
+        self.images.truncate(if reached < wanted { 0 } else { len });
+        reached
+    }
+
+    fn place_image(&mut self, image: ImageTokens) -> Result<(), BackendError> {
+        let Some(width) = self.image_width else {
+            return Err(unsupported("images among the tokens of a text model"));
+        };
+        let len = self.len();
+        self.images.place(image, len, self.capacity, width)
     }
 
     fn bytes(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! Runs plans.
 
 mod attention;
+mod component;
 mod elementwise;
 mod experts;
 mod layout;
@@ -125,8 +126,8 @@ impl Executor {
     pub(crate) fn logits<'a>(&self, workspace: &'a Workspace, index: usize) -> &'a [f32] {
         let rows = workspace.logits_rows.get(index).cloned().unwrap_or_default();
         let width = self.plan.signature.vocab_size;
-        let Root::Buffer(id) = self.plan.logits.root else { return &[] };
-        let offset = workspace.sizes().get(self.plan.logits.offset);
+        let Root::Buffer(id) = self.plan.output.root else { return &[] };
+        let offset = workspace.sizes().get(self.plan.output.offset);
         workspace
             .buffer(&self.plan, id)
             .get(offset + rows.start * width..offset + rows.end * width)
@@ -152,7 +153,6 @@ impl Executor {
     }
 
     fn fill_inputs(&self, batch: &[Active<'_>], workspace: &mut Workspace) {
-        let whole = self.plan.signature.mode == CacheKind::None;
         for (index, role) in self.plan.integer_inputs.iter().enumerate() {
             let integers = &mut workspace.integers[index];
             integers.clear();
@@ -163,17 +163,36 @@ impl Executor {
                         integers.extend(active.cache.tokens().iter().map(|&token| i64::from(token)));
                         integers.extend(active.tokens.iter().map(|&token| i64::from(token)));
                     }
-                    Role::PositionIds => {
-                        let first = if whole { 0 } else { past };
-                        integers.extend((first..past + new).map(|position| position as i64));
-                    }
+                    Role::PositionIds => break,
                     Role::Start | Role::WriteIndices => integers.push(past as i64),
                     Role::End | Role::KvLengths => integers.push((past + new) as i64),
                     Role::QueryLengths => integers.push(new as i64),
-                    Role::CacheTensor(_) => {}
+                    Role::CacheTensor(_) | Role::ImageFeatures | Role::ImageIndices | Role::Tensor(_) => {}
+                }
+            }
+            if *role == Role::PositionIds {
+                self.fill_positions(batch, integers);
+            }
+        }
+    }
+
+    /// The positions of the tokens that a step runs over, one axis after the other.
+    fn fill_positions(&self, batch: &[Active<'_>], integers: &mut Vec<i64>) {
+        for axis in 0..self.plan.signature.position_axes {
+            for active in batch {
+                let (tokens, images) = (self.run_tokens(active), active.cache.images());
+                match images.is_empty() {
+                    true => integers.extend(tokens.map(|position| position as i64)),
+                    false => integers.extend(images.positions(tokens).map(|position| position[axis])),
                 }
             }
         }
+    }
+
+    /// The tokens of a sequence that a step runs over: without a cache all of them, else the new ones.
+    fn run_tokens(&self, active: &Active<'_>) -> Range<usize> {
+        let first = if self.plan.signature.mode == CacheKind::None { 0 } else { active.past };
+        first..active.past + active.tokens.len()
     }
 
     fn step(
@@ -183,6 +202,12 @@ impl Executor {
         workspace: &mut Workspace,
     ) -> Result<(), BackendError> {
         match step {
+            // A component's own executor has loaded it.
+            Step::Load { .. } => {}
+            Step::ImageRows { to } => self.image_rows(to, batch, workspace),
+            Step::ReplaceRows { rows, indices, to } => {
+                return self.replace_rows(rows, indices, to, workspace);
+            }
             Step::Copy { from, to } => self.copy(from, to, batch, workspace),
             Step::CopyIntegers { from, to } => self.copy_integers(from, to, workspace),
             Step::IntegersToFloat { from, to, truth } => self.integers_to_float(from, to, *truth, workspace),

@@ -9,6 +9,7 @@
 
 mod builder;
 mod cache;
+mod component;
 mod error;
 mod exec;
 mod fusion;

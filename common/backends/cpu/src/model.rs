@@ -7,15 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use roundhouse_backend::{
-    BackendError, Cache, CacheGrowth, GreedySequence, LogitsRequest, Model, NOT_FINITE, Sequence,
+    BackendError, Cache, CacheGrowth, ComponentModel, GreedySequence, LogitsRequest, Model, NOT_FINITE,
+    Sequence,
 };
 use roundhouse_cpu_kernels::{Isa, Reduction, ThreadPool, argmax};
-use roundhouse_engine::{CacheKind, Manifest, MemoryPlan, Precision};
+use roundhouse_engine::{CacheKind, Component, Manifest, MemoryPlan, Precision};
 use roundhouse_graph::Graph;
 use roundhouse_weights::MappedWeights;
 
 use crate::builder::{compile_plan, plan_memory};
 use crate::cache::{CacheState, CacheTensor, CpuCache};
+use crate::component::CpuComponent;
 use crate::exec::{Active, Executor, Workspace};
 use crate::limits::StepLimits;
 
@@ -26,6 +28,7 @@ pub(crate) struct CpuModel {
     /// The engine's key: blocks carry it.
     engine: Arc<str>,
     executor: Executor,
+    components: Vec<(Component, CpuComponent)>,
     limits: StepLimits,
     memory: MemoryPlan,
     /// Bytes that the constants and the workspace took after the last call, if more than planned.
@@ -47,7 +50,7 @@ struct Piece {
 
 /// fp32 is the precision in which a request's logits are the same, bit for bit, alone and in any batch; the others are for
 /// speed.
-const fn reduction(precision: Precision) -> Reduction {
+pub(crate) const fn reduction(precision: Precision) -> Reduction {
     match precision {
         Precision::Fp32 => Reduction::BatchInvariant,
         Precision::Fp16 | Precision::Bf16 => Reduction::Fastest,
@@ -65,16 +68,22 @@ impl CpuModel {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let plan = compile_plan(graph, &manifest.options)?;
         let weights = MappedWeights::open(weights, graph, manifest.key.as_str())?;
-        let memory = plan_memory(graph, &plan, &manifest.options, weights.file_bytes());
+        let memory = plan_memory(graph, &plan, weights.file_bytes());
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             engine: manifest.key.as_str().into(),
             executor: Executor::new(plan, graph, weights, pool, reduction(manifest.options.precision))?,
+            components: Vec::new(),
             limits: StepLimits::new(graph, &manifest.options),
             workspace_bytes: AtomicU64::new(memory.workspace_bytes),
             memory,
             workspace: Mutex::new(Workspace::default()),
         })
+    }
+
+    /// With components beside the language model.
+    pub(crate) fn with_components(self, components: Vec<(Component, CpuComponent)>) -> Self {
+        Self { components, ..self }
     }
 
     /// Checks a batch before anything runs.
@@ -166,7 +175,15 @@ impl Model for CpuModel {
     }
 
     fn memory_plan(&self) -> MemoryPlan {
-        MemoryPlan { workspace_bytes: self.workspace_bytes.load(Ordering::Relaxed), ..self.memory.clone() }
+        let workspace_bytes = self.workspace_bytes.load(Ordering::Relaxed);
+        let own = MemoryPlan { workspace_bytes, ..self.memory.clone() };
+        let components = self.components.iter().map(|(_, component)| component.memory_plan());
+        components.fold(own, MemoryPlan::with_component)
+    }
+
+    fn component(&self, component: Component) -> Option<&dyn ComponentModel> {
+        let found = self.components.iter().find(|(name, _)| *name == component);
+        found.map(|(_, model)| model as &dyn ComponentModel)
     }
 
     fn cache_growth(&self) -> CacheGrowth {
@@ -195,7 +212,8 @@ impl Model for CpuModel {
                 CacheState::Tensors(tensors.collect())
             }
         };
-        Ok(Box::new(CpuCache::new(self.id, Arc::clone(&self.engine), max_seq_len, state)))
+        let cache = CpuCache::new(self.id, Arc::clone(&self.engine), max_seq_len, state);
+        Ok(Box::new(cache.with_images(signature.image_width)))
     }
 
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError> {

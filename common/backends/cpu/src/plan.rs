@@ -49,12 +49,14 @@ pub(crate) struct Plan {
     /// Weights that are read as fp32.
     pub(crate) constants: Vec<ValueId>,
     pub(crate) tables: Vec<RotaryTable>,
-    /// The logits, contiguous.
-    pub(crate) logits: View,
+    /// The logits, or a component's output; contiguous.
+    pub(crate) output: View,
     /// How many rows of logits are wanted; a symbol of the plan's own.
     pub(crate) rows: SymbolId,
     /// Whether the graph selects rows. Else it computes the logits of every token.
     pub(crate) selects_rows: bool,
+    /// The sizes of the largest step, or of the largest inputs that a component takes.
+    pub(crate) largest: Sizes,
 }
 
 /// A step and when it runs.
@@ -86,7 +88,15 @@ impl Plan {
         if signature.mode == CacheKind::InPlace {
             packed::check_packed(graph, &signature)?;
         }
-        compile::compile(graph, signature, limits)
+        compile::compile(graph, signature, Largest::Step(limits))
+    }
+
+    /// Compiles a component's graph.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub(crate) fn of_component(graph: &Graph) -> Result<Self, BackendError> {
+        compile::compile(graph, Signature::of_component(graph)?, Largest::Ranges)
     }
 
     /// The values of the symbols in a step.
@@ -98,7 +108,7 @@ impl Plan {
     ) -> impl Fn(SymbolId) -> Option<i64> + '_ {
         let number = |value: usize| i64::try_from(value).ok();
         move |symbol| {
-            if symbol == self.signature.seq {
+            if Some(symbol) == self.signature.seq {
                 return number(tokens);
             }
             if symbol == self.rows {
@@ -114,8 +124,8 @@ impl Plan {
     }
 
     /// Bytes of activations in the largest step.
-    pub(crate) fn workspace_bytes(&self, limits: StepLimits) -> u64 {
-        let Some(sizes) = self.largest_step(limits) else { return 0 };
+    pub(crate) fn workspace_bytes(&self) -> u64 {
+        let sizes = &self.largest;
         let mut slots = vec![0; self.slots];
         for buffer in &self.buffers {
             slots[buffer.slot] = sizes.get(buffer.elements).max(slots[buffer.slot]);
@@ -124,28 +134,32 @@ impl Plan {
         let tables: usize = self
             .tables
             .iter()
-            .map(|table| limits.tokens * table.attributes.rotary_dim() * size_of::<f32>())
+            .map(|table| {
+                let tokens = table.positions.resolve(sizes).elements() / table.attributes.axes();
+                tokens * table.attributes.rotary_dim() * size_of::<f32>()
+            })
             .sum();
         (slots.iter().sum::<usize>() * size_of::<f32>() + integers + tables) as u64
     }
 
     /// Bytes that kernels need beside them: a product of many rows packs its input.
-    pub(crate) fn scratch_bytes(&self, limits: StepLimits) -> u64 {
-        let Some(sizes) = self.largest_step(limits) else { return 0 };
+    pub(crate) fn scratch_bytes(&self) -> u64 {
+        let sizes = &self.largest;
         let inputs = self.steps.iter().filter_map(|planned| match &planned.step {
-            Step::Linear { x, .. } | Step::LinearSiluMul { x, .. } => Some(x.resolve(&sizes).elements()),
+            Step::Linear { x, .. } | Step::LinearSiluMul { x, .. } => Some(x.resolve(sizes).elements()),
             _ => None,
         });
         (inputs.max().unwrap_or(0) * size_of::<f32>() + KERNEL_BLOCK_BYTES) as u64
     }
+}
 
-    /// The sizes of the largest step.
-    fn largest_step(&self, limits: StepLimits) -> Option<Sizes> {
-        let mut sizes = Sizes::default();
-        let past = limits.sequence.saturating_sub(limits.tokens);
-        self.sizes.evaluate(self.bind(limits.tokens, limits.rows, past), &mut sizes).ok()?;
-        Some(sizes)
-    }
+/// What a plan's memory is planned for.
+#[derive(Debug, Clone, Copy)]
+enum Largest {
+    /// A step within these limits.
+    Step(StepLimits),
+    /// Symbols that are each as large as its range allows.
+    Ranges,
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Loads engines.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use roundhouse_backend::{BackendError, Model, Runtime};
 use roundhouse_cpu_kernels::ThreadPool;
-use roundhouse_engine::{BackendKind, EngineFiles, Manifest, blob_names};
+use roundhouse_engine::{BackendKind, Component, EngineFiles, Manifest, blob_names};
 use roundhouse_graph::Graph;
 
 use crate::builder::backend_version;
+use crate::component::CpuComponent;
 use crate::error::io_error;
 use crate::model::CpuModel;
 
@@ -77,11 +79,23 @@ impl Runtime for CpuRuntime {
 
     fn load(&self, engine: &EngineFiles) -> Result<Box<dyn Model>, BackendError> {
         self.check(&engine.manifest)?;
-        let path = engine.path(blob_names::GRAPH)?;
-        let json = fs::read_to_string(path).map_err(|error| io_error(path, error))?;
-        let graph = Graph::from_json(&json)?;
+        let graph = read_graph(engine.path(blob_names::GRAPH)?)?;
         let weights = engine.path(blob_names::WEIGHTS)?;
         let model = CpuModel::load(&engine.manifest, &graph, weights, Arc::clone(&self.pool))?;
-        Ok(Box::new(model))
+        let mut components = Vec::new();
+        for &component in Component::ALL {
+            let role = |name| blob_names::of_component(component, name);
+            let Some(path) = engine.paths.get(&role(blob_names::GRAPH)) else { continue };
+            let graph = read_graph(path)?;
+            let weights = engine.path(&role(blob_names::WEIGHTS))?;
+            let pool = Arc::clone(&self.pool);
+            components.push((component, CpuComponent::load(&engine.manifest, &graph, weights, pool)?));
+        }
+        Ok(Box::new(model.with_components(components)))
     }
+}
+
+fn read_graph(path: &Path) -> Result<Graph, BackendError> {
+    let json = fs::read_to_string(path).map_err(|error| io_error(path, error))?;
+    Ok(Graph::from_json(&json)?)
 }

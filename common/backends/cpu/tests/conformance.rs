@@ -21,6 +21,12 @@ fn every_op_is_run_and_none_is_refused() {
 }
 
 #[test]
+fn components_equal_the_reference() {
+    let lower = |graph, options: &_| roundhouse_lowering::lower_component(graph, options).unwrap();
+    conforms(|backend| suite::components(backend, &lower));
+}
+
+#[test]
 fn quantized_products_equal_the_reference() {
     conforms(suite::quantized_products_equal_the_reference);
 }

@@ -185,8 +185,12 @@ impl Random {
         let x = self.any_heads();
         match self.rng.below(if packed { 4 } else { 6 }) {
             0 | 1 => {
-                let attributes =
-                    RotaryAttributes { inv_freq: vec![1.0], attention_factor: 1.0, interleaved: false };
+                let attributes = RotaryAttributes {
+                    inv_freq: vec![1.0],
+                    attention_factor: 1.0,
+                    interleaved: false,
+                    sections: Vec::new(),
+                };
                 self.node(Op::RotaryEmbedding(attributes), &[x, self.position_ids])
             }
             2 => {

@@ -48,8 +48,12 @@ fn graph() -> Graph {
     let shape = vec![batch.clone(), seq.clone(), constant(2), constant(4)];
     let q = add(Op::Reshape { shape }, &[x]);
     let q = add(Op::Transpose { permutation: vec![0, 2, 1, 3] }, &[q]);
-    let rotary =
-        RotaryAttributes { inv_freq: vec![1.0, 1e-4 / 3.0], attention_factor: 1.1, interleaved: true };
+    let rotary = RotaryAttributes {
+        inv_freq: vec![1.0, 1e-4 / 3.0],
+        attention_factor: 1.1,
+        interleaved: true,
+        sections: Vec::new(),
+    };
     let q = add(Op::RotaryEmbedding(rotary), &[q, positions]);
     let k = add(Op::Slice { axis: 1, start: constant(1), end: constant(2) }, &[q]);
     let past = add(Op::Slice { axis: 2, start: constant(0), end: start }, &[values]);

@@ -107,6 +107,7 @@ impl Graph {
             }
             Op::Cast { to } => vec![format!("to={to}")],
             Op::Embedding
+            | Op::ReplaceRows
             | Op::Linear
             | Op::Add
             | Op::Mul
@@ -127,7 +128,9 @@ fn rotary(attributes: &RotaryAttributes) -> Vec<String> {
     let angles = format!("inv_freq=[{}]", list(&attributes.inv_freq));
     let factor = attributes.attention_factor;
     let factor = (factor != 1.0).then(|| format!("attention_factor={factor}"));
-    [vec![angles], factor.into_iter().collect(), flag("interleaved", attributes.interleaved)].concat()
+    let sections = (!attributes.sections.is_empty()).then(|| format!("sections={:?}", attributes.sections));
+    let numbers: Vec<String> = [Some(angles), factor, sections].into_iter().flatten().collect();
+    [numbers, flag("interleaved", attributes.interleaved)].concat()
 }
 
 fn attention(attributes: &AttentionAttributes) -> Vec<String> {
@@ -137,6 +140,7 @@ fn attention(attributes: &AttentionAttributes) -> Vec<String> {
     shown.extend(attributes.soft_cap.map(|cap| format!("soft_cap={cap}")));
     shown.extend(flag("mask", attributes.has_mask));
     shown.extend(flag("kv_lengths", attributes.has_kv_lengths));
+    shown.extend(flag("segment_ids", attributes.has_segment_ids));
     shown
 }
 
@@ -144,6 +148,7 @@ fn recipe(expr: &WeightExpr) -> String {
     match expr {
         WeightExpr::Tensor { name } => format!("tensor({name:?})"),
         WeightExpr::Matrix { name } => format!("matrix({name:?})"),
+        WeightExpr::Flattened { name } => format!("flattened({name:?})"),
         WeightExpr::Transpose { of } => format!("transpose({})", recipe(of)),
         WeightExpr::Rows { of, start, end } => format!("rows({}, {start}..{end})", recipe(of)),
         WeightExpr::Concat { parts } => {

@@ -12,9 +12,14 @@ pub(super) fn rotary_embedding(
     let dtype = inputs.float(&[0])?;
     inputs.has_dtype(1, DType::I64)?;
     let [batch, _, seq, head_dim] = inputs.rank(0)?;
-    inputs.rank::<2>(1)?;
+    if attributes.sections.is_empty() {
+        inputs.rank::<2>(1)?;
+        inputs.dim(1, 1, seq, "the positions of x")?;
+    } else {
+        sections(&inputs, attributes)?;
+        inputs.dim(1, 2, seq, "the positions of x")?;
+    }
     inputs.dim(1, 0, batch, "the batch of x")?;
-    inputs.dim(1, 1, seq, "the positions of x")?;
     let rotary_dim = attributes.rotary_dim();
     match head_dim.as_constant().and_then(|dim| usize::try_from(dim).ok()) {
         Some(dim) if rotary_dim <= dim && rotary_dim > 0 => {}
@@ -30,12 +35,25 @@ pub(super) fn rotary_embedding(
     Ok((dtype, inputs.shape(0).to_vec()))
 }
 
+/// Sections are as many pairs in all as there are, and positions have an axis for each.
+fn sections(inputs: &Inputs<'_>, attributes: &RotaryAttributes) -> Result<(), GraphError> {
+    let (pairs, found) = (attributes.inv_freq.len() as u64, &attributes.sections);
+    if found.iter().map(|&section| u64::from(section)).sum::<u64>() != pairs {
+        return Err(
+            inputs.error(format!("attribute sections: expected {pairs} pairs in all, found {found:?}"))
+        );
+    }
+    inputs.rank::<3>(1)?;
+    inputs.dim(1, 1, &Dim::from(found.len()), "an axis a section")
+}
+
 pub(super) fn scaled_dot_product(
     op: &Op,
     values: &[&Value],
     attributes: &AttentionAttributes,
 ) -> Result<(DType, Shape), GraphError> {
     let names: &'static [&'static str] = match (attributes.has_mask, attributes.has_kv_lengths) {
+        _ if attributes.has_segment_ids => &["q", "k", "v", "segment_ids"],
         (false, false) => &["q", "k", "v"],
         (true, false) => &["q", "k", "v", "mask"],
         (false, true) => &["q", "k", "v", "kv_lengths"],
@@ -67,6 +85,9 @@ pub(super) fn scaled_dot_product(
             return Err(inputs.wrong(1, expected, key_heads));
         }
     }
+    if attributes.has_segment_ids {
+        segments(&inputs, attributes, [batch, seq, length])?;
+    }
     if attributes.has_mask {
         mask(&inputs, [batch, query_heads, seq, length])?;
     }
@@ -74,6 +95,28 @@ pub(super) fn scaled_dot_product(
         per_sequence(&inputs, names.len() - 1, batch)?;
     }
     Ok((dtype, vec![batch.clone(), query_heads.clone(), seq.clone(), value_dim.clone()]))
+}
+
+/// Input 3 is `segment_ids [B, S]`, and they alone say what a query sees.
+fn segments(
+    inputs: &Inputs<'_>,
+    attributes: &AttentionAttributes,
+    [batch, seq, length]: [&Dim; 3],
+) -> Result<(), GraphError> {
+    let others = [
+        ("causal", attributes.causal),
+        ("window", attributes.window.is_some()),
+        ("has_mask", attributes.has_mask),
+        ("has_kv_lengths", attributes.has_kv_lengths),
+    ];
+    if let Some((name, _)) = others.iter().find(|(_, set)| *set) {
+        return Err(inputs.error(format!("attribute {name}: not allowed beside segment_ids")));
+    }
+    inputs.has_dtype(3, DType::I64)?;
+    inputs.rank::<2>(3)?;
+    inputs.dim(3, 0, batch, "the batch of q")?;
+    inputs.dim(3, 1, seq, "the positions of q")?;
+    if length == seq { Ok(()) } else { Err(inputs.wrong(1, format!("{seq} keys, as of q"), length)) }
 }
 
 /// Input 3 is a mask `[B|1, Nq|1, S, L]`.

@@ -111,6 +111,19 @@ pub(super) fn gather(op: &Op, values: &[&Value], axis: usize) -> Result<(DType, 
     Ok((inputs.dtype(0), shape))
 }
 
+pub(super) fn replace_rows(op: &Op, values: &[&Value]) -> Result<(DType, Shape), GraphError> {
+    let inputs = Inputs::new(op, values, &["x", "rows", "indices"], 3)?;
+    let dtype = inputs.float(&[0, 1])?;
+    inputs.has_dtype(2, DType::I64)?;
+    let [batch, seq, width] = inputs.rank(0)?;
+    inputs.rank::<2>(1)?;
+    inputs.dim(1, 1, width, "the last of x")?;
+    inputs.rank::<2>(2)?;
+    inputs.dim(2, 0, batch, "the batch of x")?;
+    inputs.dim(2, 1, seq, "the positions of x")?;
+    Ok((dtype, inputs.shape(0).to_vec()))
+}
+
 pub(super) fn cast(op: &Op, values: &[&Value], to: DType) -> Result<(DType, Shape), GraphError> {
     let inputs = Inputs::new(op, values, &["x"], 1)?;
     Ok((to, inputs.shape(0).to_vec()))

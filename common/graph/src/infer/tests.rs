@@ -212,6 +212,7 @@ fn rotary_embedding() {
             inv_freq: vec![0.5; angles],
             attention_factor: 1.0,
             interleaved: false,
+            sections: Vec::new(),
         })
     };
     let (x, positions) = (f16(&["B", "4", "S", "64"]), i64(&["B", "S"]));
@@ -223,6 +224,20 @@ fn rotary_embedding() {
     bad(&op(32), &[x.clone(), i64(&["B", "P"])], &["position_ids", "to be s1"]);
     bad(&op(32), &[x.clone(), f32(&["B", "S"])], &["expected i64"]);
     bad(&op(32), &[f16(&["B", "S", "64"]), positions], &["4 dimensions"]);
+    let sections = |sections: &[u32]| {
+        Op::RotaryEmbedding(RotaryAttributes {
+            inv_freq: vec![0.5; 8],
+            attention_factor: 1.0,
+            interleaved: false,
+            sections: sections.to_vec(),
+        })
+    };
+    let positions = i64(&["B", "3", "S"]);
+    good(&sections(&[2, 3, 3]), &[x.clone(), positions.clone()], &x);
+    bad(&sections(&[2, 3, 4]), &[x.clone(), positions.clone()], &["sections", "8 pairs", "[2, 3, 4]"]);
+    bad(&sections(&[4, 4]), &[x.clone(), positions.clone()], &["position_ids", "to be 2"]);
+    bad(&sections(&[2, 3, 3]), &[x.clone(), i64(&["B", "S"])], &["position_ids", "3 dimensions"]);
+    bad(&op(8), &[x, positions], &["position_ids", "2 dimensions"]);
 }
 
 #[test]

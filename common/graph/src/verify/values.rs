@@ -79,10 +79,12 @@ impl Check<'_> {
             return Err(self.broken(format!("the recipe of {weight:?} is nested too deeply")));
         }
         match expr {
-            WeightExpr::Tensor { name } | WeightExpr::Matrix { name } if name.is_empty() => {
+            WeightExpr::Tensor { name } | WeightExpr::Matrix { name } | WeightExpr::Flattened { name }
+                if name.is_empty() =>
+            {
                 Err(self.broken(format!("the recipe of {weight:?} reads a tensor without a name")))
             }
-            WeightExpr::Tensor { .. } | WeightExpr::Matrix { .. } => Ok(()),
+            WeightExpr::Tensor { .. } | WeightExpr::Matrix { .. } | WeightExpr::Flattened { .. } => Ok(()),
             WeightExpr::Transpose { of } | WeightExpr::Quantized { of, .. } => {
                 self.recipe(weight, of, depth + 1)
             }

@@ -21,6 +21,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "Gemma3ForCausalLM",
     models: "Gemma 3 270M and 1B; larger ones as GGUF, text only",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =
@@ -142,7 +143,12 @@ fn rope(config: &Config<'_>, head_dim: u32) -> Result<[RopeParameters; 2], Confi
             Some(section) => {
                 RopeParameters::read_section(config, section, &RopeForm::new(theta), theta, head_dim)
             }
-            None => Ok(RopeParameters { theta, rotary_dim: head_dim, scaling: RopeScaling::Default }),
+            None => Ok(RopeParameters {
+                theta,
+                rotary_dim: head_dim,
+                scaling: RopeScaling::Default,
+                sections: Vec::new(),
+            }),
         }
     };
     Ok([

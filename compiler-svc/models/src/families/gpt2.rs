@@ -22,6 +22,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "GPT2LMHeadModel",
     models: "GPT-2 (all sizes), DistilGPT-2",
     build,
+    components: None,
 };
 
 /// What the config says of the architecture, named as there.
@@ -98,7 +99,7 @@ fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
 
 impl Gpt2Config {
     fn graph(&self, weights: &dyn WeightSource) -> Result<Graph, ModelError> {
-        let mut builder = GraphBuilder::new(FAMILY.model_type, self.n_positions, weights);
+        let mut builder = GraphBuilder::decoder(FAMILY.model_type, self.n_positions, None, weights);
         // The first checkpoints hold the model without its head, so their names lack what the class adds.
         let model = match weights.shape("transformer.wte.weight") {
             Ok(_) => "transformer.",
@@ -110,8 +111,9 @@ impl Gpt2Config {
         let table_shape = [self.vocab_size, hidden_size];
         let table = builder.weight(&table_name, &table_shape)?;
         let positions = builder.weight(&format!("{model}wpe.weight"), &[self.n_positions, hidden_size])?;
-        let tokens = builder.node(Op::Embedding, &[builder.input_ids, table])?;
-        let positions = builder.node(Op::Embedding, &[builder.position_ids, positions])?;
+        let (input_ids, position_ids) = (builder.input("input_ids")?, builder.input("position_ids")?);
+        let tokens = builder.node(Op::Embedding, &[input_ids, table])?;
+        let positions = builder.node(Op::Embedding, &[position_ids, positions])?;
         let mut hidden = builder.node(Op::Add, &[tokens, positions])?;
         for layer in 0..self.n_layer {
             hidden = self.layer(&mut builder, &format!("{model}h.{layer}"), layer, hidden)?;

@@ -17,6 +17,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "LlamaForCausalLM",
     models: "Llama 2, 3, 3.1, 3.2; SmolLM2",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =

@@ -17,6 +17,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "MistralForCausalLM",
     models: "Mistral 7B, Mistral NeMo, Mistral Small 24B",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =

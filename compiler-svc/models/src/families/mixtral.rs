@@ -18,6 +18,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "MixtralForCausalLM",
     models: "Mixtral 8x7B and 8x22B",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =

@@ -14,8 +14,13 @@ use crate::refused_fields::refuse_fields;
 use crate::{ModelError, RopeForm, RopeParameters, layer_types};
 
 /// The family's line in the table.
-pub(super) const FAMILY: ModelFamily =
-    ModelFamily { model_type: "olmo2", architecture: "Olmo2ForCausalLM", models: "OLMo 2", build };
+pub(super) const FAMILY: ModelFamily = ModelFamily {
+    model_type: "olmo2",
+    architecture: "Olmo2ForCausalLM",
+    models: "OLMo 2",
+    build,
+    components: None,
+};
 
 const DEFAULTS: DecoderDefaults =
     DecoderDefaults { max_position_embeddings: 2048, rms_norm_eps: 1e-5, tie_word_embeddings: false };

@@ -19,6 +19,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "Phi3ForCausalLM",
     models: "Phi-3 mini and medium, Phi-3.5 mini, Phi-4, Phi-4-mini",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =

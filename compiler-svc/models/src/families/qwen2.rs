@@ -13,16 +13,20 @@ use crate::refused_fields::refuse_fields;
 use crate::{ModelError, RopeForm, layer_types};
 
 /// The family's line in the table.
-pub(super) const FAMILY: ModelFamily =
-    ModelFamily { model_type: "qwen2", architecture: "Qwen2ForCausalLM", models: "Qwen 2, 2.5", build };
+pub(super) const FAMILY: ModelFamily = ModelFamily {
+    model_type: "qwen2",
+    architecture: "Qwen2ForCausalLM",
+    models: "Qwen 2, 2.5",
+    build,
+    components: None,
+};
 
 const DEFAULTS: DecoderDefaults =
     DecoderDefaults { max_position_embeddings: 32_768, rms_norm_eps: 1e-6, tie_word_embeddings: false };
 
-fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
-    let config = source.config;
-    refuse_fields(config, &["sliding_window", "use_sliding_window"])?;
-    let form = PreNormForm {
+/// What sets the family's decoders apart.
+pub(super) fn form() -> PreNormForm {
+    PreNormForm {
         decoder: DEFAULTS,
         heads: HeadDefaults { num_key_value_heads: Some(32), head_dim: None },
         rope: RopeForm::new(10_000.0),
@@ -30,8 +34,13 @@ fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
         output_bias: false,
         head_norm: false,
         windows: layer_types::upper_windows,
-    };
-    let decoder = PreNormDecoder::read(source, &form)?;
+    }
+}
+
+fn build(source: &ModelSource<'_>) -> Result<(Graph, ModelInfo), ModelError> {
+    let config = source.config;
+    refuse_fields(config, &["sliding_window", "use_sliding_window"])?;
+    let decoder = PreNormDecoder::read(source, &form())?;
     let feed_forward = GatedFeedForward::read(config, decoder.hidden_size())?;
 
     decoder.build(&FAMILY, source, |builder, layer, x| feed_forward.build(builder, &layer.module("mlp"), x))

@@ -20,6 +20,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "Qwen2MoeForCausalLM",
     models: "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =

@@ -13,8 +13,13 @@ use crate::refused_fields::refuse_fields;
 use crate::{ModelError, RopeForm, layer_types};
 
 /// The family's line in the table.
-pub(super) const FAMILY: ModelFamily =
-    ModelFamily { model_type: "qwen3", architecture: "Qwen3ForCausalLM", models: "Qwen 3 (dense)", build };
+pub(super) const FAMILY: ModelFamily = ModelFamily {
+    model_type: "qwen3",
+    architecture: "Qwen3ForCausalLM",
+    models: "Qwen 3 (dense)",
+    build,
+    components: None,
+};
 
 const DEFAULTS: DecoderDefaults =
     DecoderDefaults { max_position_embeddings: 32_768, rms_norm_eps: 1e-6, tie_word_embeddings: false };

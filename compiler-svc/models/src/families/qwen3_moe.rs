@@ -20,6 +20,7 @@ pub(super) const FAMILY: ModelFamily = ModelFamily {
     architecture: "Qwen3MoeForCausalLM",
     models: "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
     build,
+    components: None,
 };
 
 const DEFAULTS: DecoderDefaults =

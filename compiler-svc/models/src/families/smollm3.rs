@@ -13,8 +13,13 @@ use crate::refused_fields::refuse_fields;
 use crate::{Config, ConfigError, ModelError, RopeForm, RopeParameters};
 
 /// The family's line in the table.
-pub(super) const FAMILY: ModelFamily =
-    ModelFamily { model_type: "smollm3", architecture: "SmolLM3ForCausalLM", models: "SmolLM3", build };
+pub(super) const FAMILY: ModelFamily = ModelFamily {
+    model_type: "smollm3",
+    architecture: "SmolLM3ForCausalLM",
+    models: "SmolLM3",
+    build,
+    components: None,
+};
 
 const DEFAULTS: DecoderDefaults =
     DecoderDefaults { max_position_embeddings: 32_768, rms_norm_eps: 1e-6, tie_word_embeddings: true };

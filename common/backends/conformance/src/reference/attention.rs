@@ -16,8 +16,8 @@ pub(super) fn rotary_embedding(scope: &Scope<'_>, attributes: &RotaryAttributes)
     for (row, vector) in out.chunks_exact_mut(head_dim).enumerate() {
         let (b, s) = (row / (heads * seq), row % seq);
         debug_assert!(b < batch);
-        let position = positions.ints()[b * seq + s] as f32;
-        for (pair, frequency) in attributes.inv_freq.iter().enumerate() {
+        for ((pair, frequency), axis) in attributes.inv_freq.iter().enumerate().zip(attributes.pair_axes()) {
+            let position = positions.ints()[(b * attributes.axes() + axis) * seq + s] as f32;
             let (first, second) =
                 if attributes.interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
             let (sin, cos) = f64::from(position * frequency).sin_cos();
@@ -38,6 +38,7 @@ pub(super) fn scaled_dot_product(
     let (q, k, v) = (scope.inputs[0], scope.inputs[1], scope.inputs[2]);
     let mask = attributes.has_mask.then(|| scope.inputs[3]);
     let kv_lengths = attributes.has_kv_lengths.then(|| scope.inputs[scope.inputs.len() - 1]);
+    let segment_ids = attributes.has_segment_ids.then(|| scope.inputs[3].ints());
     let [batch, query_heads, seq, head_dim] = four(q);
     let [_, key_heads, rows, value_dim] = four(v);
     let scale = attributes.scale.map_or_else(|| 1.0 / (head_dim as f64).sqrt(), f64::from);
@@ -60,7 +61,8 @@ pub(super) fn scaled_dot_product(
                         cap * (score / cap).tanh()
                     });
                     let visible = (!attributes.causal || j as i64 <= place)
-                        && attributes.window.is_none_or(|window| place - (j as i64) < i64::from(window));
+                        && attributes.window.is_none_or(|window| place - (j as i64) < i64::from(window))
+                        && segment_ids.is_none_or(|ids| ids[b * seq + i] == ids[b * seq + j]);
                     let hidden = f64::NEG_INFINITY;
                     if visible { score + mask.map_or(0.0, |mask| bias(mask, [b, h, i, j])) } else { hidden }
                 };

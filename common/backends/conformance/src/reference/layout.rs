@@ -51,6 +51,20 @@ pub(super) fn slice(scope: &Scope<'_>, axis: usize, start: &Dim, end: &Dim) -> R
     Ok(pick(x, shape, rows.flat_map(|row| row * inner..(row + 1) * inner)))
 }
 
+pub(super) fn replace_rows(scope: &Scope<'_>) -> Result<Tensor, String> {
+    let (x, rows, indices) = (scope.inputs[0], scope.inputs[1], scope.inputs[2]);
+    let (count, width) = (rows.shape[0], rows.shape[1]);
+    let mut out = x.floats().to_vec();
+    for (&index, out) in indices.ints().iter().zip(out.chunks_exact_mut(width.max(1))) {
+        let Ok(index) = usize::try_from(index) else { continue };
+        if index >= count {
+            return Err(format!("index {index} of {count} rows"));
+        }
+        out.copy_from_slice(&rows.floats()[index * width..(index + 1) * width]);
+    }
+    Ok(Tensor::float(&x.shape, out))
+}
+
 pub(super) fn reshape(scope: &Scope<'_>, shape: &[Dim]) -> Result<Tensor, String> {
     let x = scope.inputs[0];
     let shape: Option<Vec<usize>> = shape.iter().map(|dim| scope.symbols.size(dim)).collect();

@@ -101,6 +101,7 @@ pub fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
         ("rotary_embedding_interleaved", |g| g.rotary(HEAD_DIM, 1.0, true)),
         ("rotary_embedding_interleaved_partial", |g| g.rotary(HEAD_DIM / 2, 1.0, true)),
         ("rotary_embedding_attention_factor", |g| g.rotary(HEAD_DIM, 1.25, false)),
+        ("rotary_embedding_sections", OpGraph::rotary_of_axes),
         ("attention", |g| g.attention(HEADS, |_| {})),
         ("attention_grouped", |g| g.attention(2, |_| {})),
         ("attention_one_key_head", |g| g.attention(1, |_| {})),
@@ -108,11 +109,13 @@ pub fn op_cases(dtype: DType) -> Result<Vec<OpCase>> {
         ("attention_scale", |g| g.attention(2, |a| a.scale = Some(0.9))),
         ("attention_soft_cap", |g| g.attention(2, |a| a.soft_cap = Some(0.3))),
         ("attention_not_causal", |g| g.attention(2, |a| a.causal = false)),
+        ("attention_segments", OpGraph::attention_of_segments),
         ("attention_float_mask", |g| g.masked_attention(|_, scores| Ok(scores))),
         ("attention_bool_mask", |g| {
             // Attends everywhere but from and to token 0, whose embedding is zero.
             g.masked_attention(|g, scores| g.node(Op::Cast { to: DType::Bool }, &[scores]))
         }),
+        ("replace_rows", OpGraph::replaced_rows),
         ("mixture_of_experts", |g| g.experts(2, true)),
         ("mixture_of_experts_not_normalized", |g| g.experts(3, false)),
         // The lowering puts the op in: see `OpCase::last_token`.
@@ -187,6 +190,7 @@ impl OpGraph {
             max_position_embeddings: MAX_SEQ_LEN,
             eos_token_ids: Vec::new(),
             bos_token_id: None,
+            vision: None,
         };
         Ok(Source { graph: this.graph, weights: this.weights, info })
     }
@@ -265,9 +269,59 @@ impl OpGraph {
     fn rotary(&mut self, rotary_dim: usize, attention_factor: f32, interleaved: bool) -> Result<ValueId> {
         let inv_freq = (0..rotary_dim / 2).map(|pair| 0.5_f32.powi(pair as i32)).collect();
         let x = self.heads(HEADS)?;
-        let op = Op::RotaryEmbedding(RotaryAttributes { inv_freq, attention_factor, interleaved });
+        let op = Op::RotaryEmbedding(RotaryAttributes {
+            inv_freq,
+            attention_factor,
+            interleaved,
+            sections: Vec::new(),
+        });
         let x = self.node(op, &[x, self.position_ids])?;
         self.merge(x)
+    }
+
+    /// The tokens' positions times this factor, rounded down. Exact in every precision.
+    fn scaled_positions(&mut self, factor: f32) -> Result<ValueId> {
+        let positions = self.node(Op::Cast { to: self.dtype }, &[self.position_ids])?;
+        let positions = self.node(Op::Scale { factor }, &[positions])?;
+        self.node(Op::Cast { to: DType::I64 }, &[positions])
+    }
+
+    /// Heads that turn by positions along three axes.
+    fn rotary_of_axes(&mut self) -> Result<ValueId> {
+        let axes = [self.position_ids, self.scaled_positions(2.0)?, self.scaled_positions(0.5)?];
+        let shape = vec![self.batch.clone(), 1_i64.into(), self.seq.clone()];
+        let axes = axes.map(|axis| self.node(Op::Reshape { shape: shape.clone() }, &[axis]));
+        let axes = axes.into_iter().collect::<Result<Vec<_>>>()?;
+        let positions = self.node(Op::Cat { axis: 1 }, &axes)?;
+        let pairs = HEAD_DIM as u32 / 2;
+        let rotary = RotaryAttributes {
+            inv_freq: (0..pairs).map(|pair| 0.5_f32.powi(pair as i32)).collect(),
+            attention_factor: 1.0,
+            interleaved: false,
+            sections: vec![1, pairs - 3, 2],
+        };
+        let x = self.heads(HEADS)?;
+        let x = self.node(Op::RotaryEmbedding(rotary), &[x, positions])?;
+        self.merge(x)
+    }
+
+    /// Attention within segments of two and three tokens.
+    fn attention_of_segments(&mut self) -> Result<ValueId> {
+        let segments = self.scaled_positions(0.375)?;
+        let attributes = AttentionAttributes { has_segment_ids: true, ..AttentionAttributes::full() };
+        let inputs = [self.heads(HEADS)?, self.heads(2)?, self.heads(2)?, segments];
+        let x = self.node(Op::ScaledDotProductAttention(attributes), &inputs)?;
+        self.merge(x)
+    }
+
+    /// The rows of two that the embeddings' first numbers choose; a negative one chooses none.
+    fn replaced_rows(&mut self) -> Result<ValueId> {
+        let first = self.unary(Op::Slice { axis: 2, start: 0_i64.into(), end: 1_i64.into() })?;
+        let shape = vec![self.batch.clone(), self.seq.clone()];
+        let first = self.node(Op::Reshape { shape }, &[first])?;
+        let indices = self.node(Op::Cast { to: DType::I64 }, &[first])?;
+        let rows = self.matrix(2, HIDDEN);
+        self.node(Op::ReplaceRows, &[self.x, rows, indices])
     }
 
     fn experts(&mut self, top_k: u32, normalize: bool) -> Result<ValueId> {

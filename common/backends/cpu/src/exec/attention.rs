@@ -1,5 +1,7 @@
 //! Attention.
 
+use std::ops::Range;
+
 use roundhouse_backend::BackendError;
 use roundhouse_cpu_kernels::{
     self as kernels, AttentionArgs, AttentionSequence, Elements, KvView, StridedRows, StridedRowsMut,
@@ -54,13 +56,13 @@ impl Executor {
     /// A [`Step::Attention`](crate::plan::Step::Attention).
     ///
     /// # Errors
-    /// [`BackendError::InvalidArgument`] for more keys than there are.
+    /// [`BackendError::InvalidArgument`] for more keys than there are, or segments that come before the ones before them.
     pub(super) fn attention(
         &self,
         dense: &DenseAttention,
         workspace: &mut Workspace,
     ) -> Result<(), BackendError> {
-        let DenseAttention { q, k, v, mask, kv_lengths, attention, to } = dense;
+        let DenseAttention { q, k, v, mask, kv_lengths, segment_ids: _, attention, to } = dense;
         let available = workspace.layout(k).dims()[2];
         let len = match kv_lengths.as_ref().map(|view| (view.root, workspace.layout(view).offset)) {
             Some((Root::Integers(source), offset)) => {
@@ -72,22 +74,41 @@ impl Executor {
             }
             _ => available,
         };
+        let parts = self.parts(dense, len, workspace)?;
         let mut scratch = std::mem::take(&mut workspace.scratch);
         let mut bias = std::mem::take(&mut workspace.mask);
         workspace.write(&self.plan, to, |workspace, memory| {
             let [q_layout, k_layout, v_layout, to] = [q, k, v, to].map(|view| workspace.layout(view));
             let [q, k, v] = [q, k, v].map(|view| self.floats(view.root, workspace));
             let args = arguments(attention, &q_layout, k_layout.dims()[1], &to);
-            let (queries, tokens) = (rows(q, &q_layout), q_layout.dims()[2]);
-            let (keys, values) = (strided(k, &k_layout, len), strided(v, &v_layout, len));
             let (token_stride, head_stride) = (to.strides()[2], to.strides()[1]);
             let memory = &mut memory[to.offset..to.offset + to.elements()];
             let Some(mask) = mask else {
-                let out = StridedRowsMut { data: memory, token_stride, head_stride };
-                let sequence = AttentionSequence { queries, tokens, keys, values, mask: None, out };
-                kernels::attention(&self.pool, &mut scratch, &args, &mut [sequence]);
+                // Tokens are the outermost axis of the result but for the batch, so the parts follow each other.
+                let mut rest = memory;
+                let mut sequences = Vec::with_capacity(parts.len());
+                for Part { batch, queries, keys } in parts {
+                    let (out, left) = rest.split_at_mut(queries.len() * token_stride);
+                    // From a part's first token on: what follows it is not read.
+                    let from = |layout: &Layout, first| {
+                        layout.narrow(0, batch..batch + 1).narrow(2, first..layout.dims()[2])
+                    };
+                    let [k_layout, v_layout] = [&k_layout, &v_layout].map(|layout| from(layout, keys.start));
+                    sequences.push(AttentionSequence {
+                        queries: rows(q, &from(&q_layout, queries.start)),
+                        tokens: queries.len(),
+                        keys: strided(k, &k_layout, keys.len()),
+                        values: strided(v, &v_layout, keys.len()),
+                        mask: None,
+                        out: StridedRowsMut { data: out, token_stride, head_stride },
+                    });
+                    rest = left;
+                }
+                kernels::attention(&self.pool, &mut scratch, &args, &mut sequences);
                 return;
             };
+            let (queries, tokens) = (rows(q, &q_layout), q_layout.dims()[2]);
+            let (keys, values) = (strided(k, &k_layout, len), strided(v, &v_layout, len));
             // A mask may differ from head to head.
             let group = args.query_heads / args.kv_heads.max(1);
             let one = AttentionArgs { query_heads: 1, kv_heads: 1, ..args };
@@ -113,6 +134,38 @@ impl Executor {
         Ok(())
     }
 
+    /// What attends by itself: each sequence of a batch, or each segment of it, with the first `len` keys.
+    fn parts(
+        &self,
+        dense: &DenseAttention,
+        len: usize,
+        workspace: &Workspace,
+    ) -> Result<Vec<Part>, BackendError> {
+        let q = workspace.layout(&dense.q);
+        let (batches, tokens) = (q.dims()[0], q.dims()[2]);
+        let Some(view) = &dense.segment_ids else {
+            return Ok((0..batches).map(|batch| Part { batch, queries: 0..tokens, keys: 0..len }).collect());
+        };
+        let (Root::Integers(source), layout) = (view.root, workspace.layout(view)) else {
+            return Ok(Vec::new());
+        };
+        let ids = &workspace.integers[source][layout.offset..layout.offset + layout.elements()];
+        let mut parts = Vec::new();
+        for (batch, ids) in ids.chunks_exact(tokens.max(1)).enumerate() {
+            if let Some(pair) = ids.windows(2).find(|pair| pair[1] < pair[0]) {
+                let what = format!("segment_ids go from {} to {}: they must not decrease", pair[0], pair[1]);
+                return Err(BackendError::InvalidArgument(what));
+            }
+            let mut start = 0;
+            for segment in ids.chunk_by(|a, b| a == b) {
+                let range = start..start + segment.len();
+                start = range.end;
+                parts.push(Part { batch, queries: range.clone(), keys: range });
+            }
+        }
+        Ok(parts)
+    }
+
     /// What one head's mask adds to the scores of the first `len` keys, `[queries, len]`.
     fn head_mask(&self, mask: &Mask, head: usize, len: usize, bias: &mut Vec<f32>, workspace: &Workspace) {
         let layout = workspace.layout(&mask.view).narrow(1, head..head + 1).narrow(3, 0..len);
@@ -133,6 +186,13 @@ impl Executor {
     }
 }
 
+/// Tokens of a sequence that attend to keys of it.
+struct Part {
+    batch: usize,
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
 fn arguments(attention: &Attention, q: &Layout, kv_heads: usize, to: &Layout) -> AttentionArgs {
     AttentionArgs {
         query_heads: q.dims()[1],
@@ -146,7 +206,7 @@ fn arguments(attention: &Attention, q: &Layout, kv_heads: usize, to: &Layout) ->
     }
 }
 
-/// `[1, heads, tokens, width]` as rows.
+/// `[1, heads, tokens, width]`, of a batch the first, as rows.
 fn rows<'a>(values: &'a [f32], layout: &Layout) -> StridedRows<'a> {
     StridedRows {
         data: values.get(layout.offset..).unwrap_or(&[]),

@@ -124,6 +124,20 @@ impl Executor {
             let inner_dims = &x_layout.dims()[axis + 1..];
             let inner: usize = inner_dims.iter().product();
             let outer: usize = x_layout.dims()[..axis].iter().product();
+            let inner_strides = &x_layout.strides()[axis + 1..];
+            if is_row_major(inner_dims, inner_strides) {
+                let ids = &workspace.integers[source][range.clone()];
+                let mut rows = memory.chunks_exact_mut(inner.max(1));
+                for outer in 0..outer {
+                    let before = place(outer, &x_layout.dims()[..axis], x_layout.strides());
+                    for (&id, row) in ids.iter().zip(&mut rows) {
+                        // The check above: it is not negative.
+                        let start = x_layout.offset + before + id.unsigned_abs() as usize * stride;
+                        row.copy_from_slice(&x[start..start + inner]);
+                    }
+                }
+                return;
+            }
             let mut out = memory.iter_mut();
             for outer in 0..outer {
                 let before = place(outer, &x_layout.dims()[..axis], x_layout.strides());
@@ -131,8 +145,64 @@ impl Executor {
                     // The check above: it is not negative.
                     let start = x_layout.offset + before + id.unsigned_abs() as usize * stride;
                     for (inner, out) in (0..inner).zip(&mut out) {
-                        *out = x[start + place(inner, inner_dims, &x_layout.strides()[axis + 1..])];
+                        *out = x[start + place(inner, inner_dims, inner_strides)];
                     }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// A [`Step::ImageRows`](crate::plan::Step::ImageRows): `to` is contiguous.
+    pub(super) fn image_rows(&self, to: &View, batch: &[Active<'_>], workspace: &mut Workspace) {
+        if batch.iter().all(|active| active.cache.images().is_empty()) {
+            return;
+        }
+        workspace.write(&self.plan, to, |workspace, memory| {
+            let to = workspace.layout(to);
+            let width = to.dims()[2];
+            let mut first = to.offset;
+            for active in batch {
+                let tokens = self.run_tokens(active);
+                for (token, row) in active.cache.images().rows(tokens.clone()) {
+                    let start = first + token * width;
+                    memory[start..start + width].copy_from_slice(row);
+                }
+                first += tokens.len() * width;
+            }
+        });
+    }
+
+    /// A [`Step::ReplaceRows`](crate::plan::Step::ReplaceRows): `to` and `indices` are contiguous.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidArgument`] for an index beyond the rows.
+    pub(super) fn replace_rows(
+        &self,
+        rows: &View,
+        indices: &View,
+        to: &View,
+        workspace: &mut Workspace,
+    ) -> Result<(), BackendError> {
+        let Root::Integers(source) = indices.root else { return Ok(()) };
+        let indices = workspace.layout(indices);
+        let indices = indices.offset..indices.offset + indices.elements();
+        let count = workspace.layout(rows).dims()[0];
+        let row = |index: &i64| usize::try_from(*index).ok();
+        if let Some(outside) =
+            workspace.integers[source][indices.clone()].iter().find(|index| row(index) >= Some(count))
+        {
+            return Err(no_row(*outside, count));
+        }
+        workspace.write(&self.plan, to, |workspace, memory| {
+            let (to, layout) = (workspace.layout(to), workspace.layout(rows));
+            let rows = self.floats(rows.root, workspace);
+            let (width, stride) = (to.dims()[2].max(1), layout.strides()[0]);
+            let memory = memory[to.offset..].chunks_exact_mut(width);
+            for (index, out) in workspace.integers[source][indices].iter().zip(memory) {
+                if let Some(index) = row(index) {
+                    let start = layout.offset + index * stride;
+                    out.copy_from_slice(&rows[start..start + width]);
                 }
             }
         });
@@ -190,6 +260,16 @@ fn place(mut index: usize, dims: &[usize], strides: &[usize]) -> usize {
         index /= dim;
     }
     place
+}
+
+/// Whether strides are those of a tensor without gaps; an axis of one element may have any.
+fn is_row_major(dims: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1;
+    dims.iter().zip(strides).rev().all(|(&dim, &stride)| {
+        let fits = dim == 1 || stride == expected;
+        expected *= dim;
+        fits
+    })
 }
 
 fn no_row(id: i64, rows: usize) -> BackendError {

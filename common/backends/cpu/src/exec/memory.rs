@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use roundhouse_backend::BackendError;
 use roundhouse_cpu_kernels::Scratch;
+use roundhouse_graph::SymbolId;
 
 use super::experts::ExpertMemory;
 use crate::plan::{BufferId, Layout, Plan, Root, Sizes, View};
@@ -37,6 +38,19 @@ impl Workspace {
         plan.sizes
             .evaluate(plan.bind(tokens, rows, past), &mut self.sizes)
             .map_err(|what| BackendError::InvalidArgument(format!("{tokens} tokens after {past}: {what}")))?;
+        self.make_room(plan);
+        Ok(())
+    }
+
+    /// As [`Workspace::bind`], for a component whose symbols have these values.
+    pub(super) fn bind_symbols(&mut self, plan: &Plan, symbols: &[i64]) -> Result<(), BackendError> {
+        let value = |id: SymbolId| symbols.get(usize::try_from(id.0).ok()?).copied();
+        plan.sizes.evaluate(value, &mut self.sizes).map_err(BackendError::InvalidArgument)?;
+        self.make_room(plan);
+        Ok(())
+    }
+
+    fn make_room(&mut self, plan: &Plan) {
         self.slots.resize_with(plan.slots, Vec::new);
         for buffer in &plan.buffers {
             let (slot, elements) = (&mut self.slots[buffer.slot], self.sizes.get(buffer.elements));
@@ -51,7 +65,6 @@ impl Workspace {
             integers.resize(self.sizes.get(size), 0);
         }
         self.tables.resize_with(plan.tables.len(), Default::default);
-        Ok(())
     }
 
     /// Bytes of activations, without the kernels' own.

@@ -1,6 +1,9 @@
 //! Rotary embedding and the update of the cache.
 
+use std::ops::Range;
+
 use roundhouse_cpu_kernels as kernels;
+use roundhouse_graph::RotaryAttributes;
 
 use super::{Active, Executor, Workspace};
 use crate::plan::{Root, View};
@@ -14,13 +17,21 @@ impl Executor {
             let attributes = &self.plan.tables[table].attributes;
             (attributes, attributes.inv_freq.len())
         };
-        let (tokens, first) = (positions.elements(), positions.offset);
+        let axes = attributes.axes();
+        let (tokens, first) = (positions.elements() / axes, positions.offset);
         let (mut cos, mut sin) = std::mem::take(&mut workspace.tables[table]);
         cos.resize(tokens * half, 0.0);
         sin.resize(tokens * half, 0.0);
         let rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
-        for (&position, (cos, sin)) in workspace.integers[source][first..first + tokens].iter().zip(rows) {
-            kernels::rope_table(&attributes.inv_freq, attributes.attention_factor, position, cos, sin);
+        let sections = sections(attributes);
+        let positions = &workspace.integers[source][first..first + tokens * axes];
+        for (token, (cos, sin)) in rows.enumerate() {
+            for (axis, pairs) in sections.iter().enumerate() {
+                let position = positions[axis * tokens + token];
+                let (cos, sin) = (&mut cos[pairs.clone()], &mut sin[pairs.clone()]);
+                let inv_freq = &attributes.inv_freq[pairs.clone()];
+                kernels::rope_table(inv_freq, attributes.attention_factor, position, cos, sin);
+            }
         }
         workspace.tables[table] = (cos, sin);
     }
@@ -73,4 +84,12 @@ impl Executor {
             token += new;
         }
     }
+}
+
+/// The pairs that turn by the position along each axis.
+fn sections(attributes: &RotaryAttributes) -> Vec<Range<usize>> {
+    let axes: Vec<usize> = attributes.pair_axes().collect();
+    let pairs =
+        |axis| axes.partition_point(|&found| found < axis)..axes.partition_point(|&found| found <= axis);
+    (0..attributes.axes()).map(pairs).collect()
 }

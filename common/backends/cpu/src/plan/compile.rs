@@ -19,9 +19,8 @@ use super::size::{SizeId, SizeTable, Sizes};
 use super::slots::assign_slots;
 use super::step::{RotaryTable, Step, WeightId};
 use super::view::{BufferId, MAX_RANK, Root, View};
-use super::{Plan, PlannedStep};
+use super::{Largest, Plan, PlannedStep};
 use crate::error::unsupported;
-use crate::limits::StepLimits;
 
 /// Where a value is.
 #[derive(Debug, Clone)]
@@ -62,7 +61,7 @@ struct Compiler<'a> {
 }
 
 /// Compiles a graph whose signature is known.
-pub(super) fn compile(graph: &Graph, signature: Signature, limits: StepLimits) -> Result<Plan, BackendError> {
+pub(super) fn compile(graph: &Graph, signature: Signature, largest: Largest) -> Result<Plan, BackendError> {
     let rows = SymbolId(u32::try_from(graph.symbols().len()).unwrap_or(u32::MAX));
     let types = types_with_selected_rows(graph, rows)?;
     let known = signature.batch.map(|batch| (batch, 1)).into_iter().collect();
@@ -101,7 +100,7 @@ pub(super) fn compile(graph: &Graph, signature: Signature, limits: StepLimits) -
         compiler.store_cache_outputs()?;
     }
     compiler.at = compiler.groups.groups.len();
-    compiler.finish(signature, limits)
+    compiler.finish(signature, largest)
 }
 
 impl Compiler<'_> {
@@ -112,6 +111,12 @@ impl Compiler<'_> {
                 Role::CacheTensor(tensor) => Place::View(self.view_of(Root::CacheTensor(tensor), id)),
                 Role::WriteIndices | Role::KvLengths | Role::QueryLengths if self.packed => {
                     Place::PerSequence
+                }
+                Role::ImageFeatures | Role::ImageIndices => Place::PerSequence,
+                Role::Tensor(tensor) if self.dtype(id).is_float() => {
+                    let to = self.new_view_for(id);
+                    self.push_to(Step::Load { tensor, to: to.clone() }, &to);
+                    Place::View(to)
                 }
                 _ => {
                     self.integer_inputs.push(role);
@@ -168,6 +173,7 @@ impl Compiler<'_> {
     fn node(&mut self, node: &Node) -> Result<Place, BackendError> {
         match &node.op {
             Op::Embedding => self.embedding(node),
+            Op::ReplaceRows => self.replace_rows(node),
             Op::Linear | Op::QuantizedLinear(_) => Err(unsupported("a linear outside of a group")),
             Op::MatMul { transpose_b } => self.matmul(node, *transpose_b),
             Op::Add | Op::Mul | Op::SiluMul => self.binary(node),
@@ -190,18 +196,20 @@ impl Compiler<'_> {
         }
     }
 
-    fn finish(mut self, mut signature: Signature, limits: StepLimits) -> Result<Plan, BackendError> {
-        let logits = self.view(signature.logits)?;
-        let logits = self.contiguous(&logits);
+    fn finish(mut self, mut signature: Signature, largest: Largest) -> Result<Plan, BackendError> {
+        let output = self.view(signature.logits)?;
+        let output = self.contiguous(&output);
         if let Some((_, id)) = self.cache_outputs.first() {
             let name = &self.graph.value(*id).name;
             return Err(unsupported(format!("the output {name:?}, which leaves an old cache in use")));
         }
-        let kept: Vec<usize> = match logits.root {
+        let kept: Vec<usize> = match output.root {
             Root::Buffer(id) => vec![id.0],
-            _ => return Err(unsupported("logits that are not computed")),
+            _ => return Err(unsupported("an output that is not computed")),
         };
-        assign_rings(&mut signature, &self.steps, limits);
+        if let Largest::Step(limits) = largest {
+            assign_rings(&mut signature, &self.steps, limits);
+        }
         let mut plan = Plan {
             signature,
             steps: self.steps,
@@ -213,16 +221,25 @@ impl Compiler<'_> {
             weights: self.weights,
             constants: self.constants,
             tables: self.tables,
-            logits,
+            output,
             rows: self.rows,
             selects_rows: self.graph.nodes().any(|(_, node)| matches!(node.op, Op::LastToken)),
+            largest: Sizes::default(),
         };
-        let mut largest = Sizes::default();
-        let past = limits.sequence.saturating_sub(limits.tokens);
-        plan.sizes
-            .evaluate(plan.bind(limits.tokens, limits.rows, past), &mut largest)
-            .map_err(|what| unsupported(format!("the graph at its largest step: {what}")))?;
-        (plan.buffers, plan.slots) = assign_slots(&self.buffers, &plan.steps, &kept, &largest);
+        let mut sizes = Sizes::default();
+        let evaluated = match largest {
+            Largest::Step(limits) => {
+                let past = limits.sequence.saturating_sub(limits.tokens);
+                plan.sizes.evaluate(plan.bind(limits.tokens, limits.rows, past), &mut sizes)
+            }
+            Largest::Ranges => {
+                let symbols = self.graph.symbols();
+                plan.sizes.evaluate(|id| Some(symbols.get(id.0 as usize)?.max), &mut sizes)
+            }
+        };
+        evaluated.map_err(|what| unsupported(format!("the graph at its largest step: {what}")))?;
+        (plan.buffers, plan.slots) = assign_slots(&self.buffers, &plan.steps, &kept, &sizes);
+        plan.largest = sizes;
         Ok(plan)
     }
 

@@ -33,7 +33,8 @@ pub(super) fn check_packed(graph: &Graph, signature: &Signature) -> Result<(), B
     let mut kinds: HashMap<ValueId, Kind> = HashMap::new();
     for &(id, role) in &signature.inputs {
         let kind = match role {
-            Role::InputIds | Role::PositionIds => Kind::Tokens(1),
+            Role::InputIds => Kind::Tokens(1),
+            Role::PositionIds => Kind::Tokens(graph.value(id).shape.len().saturating_sub(1)),
             Role::CacheTensor(_) => Kind::Cache,
             Role::Start | Role::End => {
                 return Err(unsupported(format!(
@@ -41,7 +42,14 @@ pub(super) fn check_packed(graph: &Graph, signature: &Signature) -> Result<(), B
                     graph.value(id).name
                 )));
             }
-            Role::WriteIndices | Role::KvLengths | Role::QueryLengths => Kind::Sequences(role),
+            Role::WriteIndices
+            | Role::KvLengths
+            | Role::QueryLengths
+            | Role::ImageFeatures
+            | Role::ImageIndices => Kind::Sequences(role),
+            Role::Tensor(_) => {
+                return Err(unsupported(format!("the input {:?} of a component", graph.value(id).name)));
+            }
         };
         kinds.insert(id, kind);
     }
@@ -89,7 +97,14 @@ fn node_kind(graph: &Graph, node: &Node, inputs: &[Kind]) -> Option<Kind> {
             let fits = inputs.get(1).is_none_or(|kind| *kind == Kind::Sequences(Role::QueryLengths));
             return fits.then_some(Kind::Tokens(1));
         }
-        (Op::ScaledDotProductAttention(_) | Op::KvCacheUpdate | Op::LastToken, _) => return None,
+        (Op::ReplaceRows, Kind::Tokens(1)) => {
+            let images = [Kind::Sequences(Role::ImageFeatures), Kind::Sequences(Role::ImageIndices)];
+            let fits = inputs[1..] == images || inputs[1..] == [Kind::Constant, Kind::Tokens(1)];
+            return fits.then_some(Kind::Tokens(1));
+        }
+        (Op::ScaledDotProductAttention(_) | Op::KvCacheUpdate | Op::LastToken | Op::ReplaceRows, _) => {
+            return None;
+        }
         (Op::Cast { .. }, kind) => return Some(kind),
         _ => {}
     }
@@ -107,7 +122,10 @@ fn node_kind(graph: &Graph, node: &Node, inputs: &[Kind]) -> Option<Kind> {
         }
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => row_axis(tokens(0), rank(0), true)?,
         Op::Softmax { axis } => tokens(0).is_none_or(|tokens| tokens != *axis).then(|| tokens(0))?,
-        Op::RotaryEmbedding(_) => (tokens(0) == Some(2) && tokens(1) == Some(1)).then_some(Some(2))?,
+        Op::RotaryEmbedding(_) => {
+            let positions = rank(1).checked_sub(1);
+            (tokens(0) == Some(2) && tokens(1) == positions).then_some(Some(2))?
+        }
         Op::MixtureOfExperts(_) => {
             let weights = inputs[2..].iter().all(|kind| *kind == Kind::Constant);
             (tokens(0) == Some(1) && tokens(1) == Some(1) && weights).then_some(Some(1))?
@@ -158,9 +176,11 @@ fn node_kind(graph: &Graph, node: &Node, inputs: &[Kind]) -> Option<Kind> {
             (None, None) => None,
             _ => return None,
         },
-        Op::ScaledDotProductAttention(_) | Op::KvCacheUpdate | Op::LastToken | Op::Cast { .. } => {
-            return None;
-        }
+        Op::ScaledDotProductAttention(_)
+        | Op::KvCacheUpdate
+        | Op::LastToken
+        | Op::ReplaceRows
+        | Op::Cast { .. } => return None,
     };
     Some(axis.map_or(Kind::Constant, Kind::Tokens))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use roundhouse_backend::BackendError;
+use roundhouse_backend::{BackendError, POSITION_AXES};
 use roundhouse_engine::{CacheKind, KvRing};
 use roundhouse_graph::{DType, Dim, Graph, Origin, SymbolId, Value, ValueId};
 
@@ -14,8 +14,14 @@ use crate::error::unsupported;
 pub(crate) enum Role {
     /// `input_ids [B, S]`.
     InputIds,
-    /// `position_ids [B, S]`.
+    /// `position_ids [B, S]`, or `[B, 3, S]` along time, height and width.
     PositionIds,
+    /// `image_features [N, H]`: rows that stand for embeddings, which caches hold.
+    ImageFeatures,
+    /// `image_indices [B, S]`: which row of them a token has.
+    ImageIndices,
+    /// The tensor of this number that a component is given.
+    Tensor(usize),
     /// `key_cache_i` or `value_cache_i`: the tensor of this number in a [`crate::cache::CpuCache`].
     CacheTensor(usize),
     /// `write_indices [B]`: where each sequence's new keys and values go.
@@ -51,8 +57,8 @@ pub(crate) struct Signature {
     pub(crate) inputs: Vec<(ValueId, Role)>,
     /// The symbol of the batch, where it is one; always 1 here.
     pub(crate) batch: Option<SymbolId>,
-    /// The symbol of the sequence length.
-    pub(crate) seq: SymbolId,
+    /// The symbol of the sequence length; a component has none.
+    pub(crate) seq: Option<SymbolId>,
     /// What the index inputs equal.
     pub(crate) indices: Vec<(Role, Dim)>,
     /// Key and value tensors in the order of the inputs.
@@ -63,6 +69,10 @@ pub(crate) struct Signature {
     pub(crate) cache_outputs: Vec<ValueId>,
     /// Columns of the logits.
     pub(crate) vocab_size: usize,
+    /// How many axes positions have, of [`roundhouse_backend::POSITION_AXES`].
+    pub(crate) position_axes: usize,
+    /// Columns of the image features, where the model takes images.
+    pub(crate) image_width: Option<usize>,
 }
 
 impl Signature {
@@ -79,6 +89,8 @@ impl Signature {
             let role = match value.name.as_str() {
                 "input_ids" => Role::InputIds,
                 "position_ids" => Role::PositionIds,
+                "image_features" => Role::ImageFeatures,
+                "image_indices" => Role::ImageIndices,
                 "write_indices" => Role::WriteIndices,
                 "kv_lengths" => Role::KvLengths,
                 "query_lengths" => Role::QueryLengths,
@@ -121,9 +133,62 @@ impl Signature {
         let vocab_size = columns.and_then(|columns| usize::try_from(columns).ok());
         let vocab_size = vocab_size.ok_or_else(|| unsupported("logits without a fixed number of columns"))?;
         let cache_outputs = cache_outputs.to_vec();
-        let signature = Self { mode, inputs, batch, seq, indices, cache, logits, cache_outputs, vocab_size };
+        let features = inputs.iter().find(|(_, role)| *role == Role::ImageFeatures);
+        let image_width = features.map(|&(id, _)| match &graph.value(id).shape[..] {
+            [rows, width] if rows.as_symbol().is_some() => {
+                width.as_constant().and_then(|width| usize::try_from(width).ok())
+            }
+            _ => None,
+        });
+        let image_width = match image_width {
+            Some(None) => return Err(unsupported("image_features that are not [rows, a fixed width]")),
+            width => width.flatten(),
+        };
+        let positions = inputs.iter().find(|(_, role)| *role == Role::PositionIds);
+        let position_axes = match positions.map(|&(id, _)| &graph.value(id).shape[..]) {
+            Some([_, axes, _]) if axes.as_constant() == i64::try_from(POSITION_AXES).ok() => POSITION_AXES,
+            Some([_, _]) | None => 1,
+            Some(_) => return Err(unsupported("position_ids that are not [batch, seq] or [batch, 3, seq]")),
+        };
+        let signature = Self {
+            mode,
+            inputs,
+            batch,
+            seq: Some(seq),
+            indices,
+            cache,
+            logits,
+            cache_outputs,
+            vocab_size,
+            position_axes,
+            image_width,
+        };
         signature.check_symbols(graph)?;
         Ok(signature)
+    }
+
+    /// The signature of a component's graph, whose inputs may be anything.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] for other than one output.
+    pub(crate) fn of_component(graph: &Graph) -> Result<Self, BackendError> {
+        let &[output] = graph.outputs() else {
+            return Err(unsupported("a component with several outputs"));
+        };
+        let inputs = graph.inputs().iter().enumerate();
+        Ok(Self {
+            mode: CacheKind::None,
+            inputs: inputs.map(|(index, &id)| (id, Role::Tensor(index))).collect(),
+            batch: None,
+            seq: None,
+            indices: Vec::new(),
+            cache: Vec::new(),
+            logits: output,
+            cache_outputs: Vec::new(),
+            vocab_size: 0,
+            position_axes: 1,
+            image_width: None,
+        })
     }
 
     /// Every symbol must have a value in every step.
@@ -131,7 +196,8 @@ impl Signature {
         for (index, symbol) in graph.symbols().iter().enumerate() {
             let id = SymbolId(u32::try_from(index).unwrap_or(u32::MAX));
             let bound = Some(id) == self.batch
-                || id == self.seq
+                || Some(id) == self.seq
+                || self.is_image_rows(graph, id)
                 || self.indices.iter().any(|(_, dim)| dim.as_symbol() == Some(id));
             let used = graph
                 .values()
@@ -141,6 +207,15 @@ impl Signature {
             }
         }
         Ok(())
+    }
+
+    /// Whether a symbol is the number of image features and nothing else: it has a value in no step.
+    fn is_image_rows(&self, graph: &Graph, symbol: SymbolId) -> bool {
+        let features = self.inputs.iter().find(|(_, role)| *role == Role::ImageFeatures).map(|(id, _)| *id);
+        let mut users = graph
+            .values()
+            .filter(|(_, value)| value.shape.iter().any(|dim| dim.parts().1.contains_key(&symbol)));
+        features.is_some() && users.next().map(|(id, _)| id) == features && users.next().is_none()
     }
 
     /// Bytes of all cache tensors that one token takes; without a cache, those of the token itself.

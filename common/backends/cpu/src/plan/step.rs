@@ -14,6 +14,8 @@ pub(crate) struct WeightId(pub(crate) usize);
 /// place.
 #[derive(Debug)]
 pub(crate) enum Step {
+    /// Floats that a component is given.
+    Load { tensor: usize, to: View },
     /// Strided copy, converting to fp32.
     Copy { from: View, to: View },
     /// Strided copy of integers.
@@ -22,6 +24,10 @@ pub(crate) enum Step {
     IntegersToFloat { from: View, to: View, truth: bool },
     /// fp32 towards zero as integers.
     FloatToIntegers { from: View, to: View },
+    /// Rows of `[1, tokens, width]` that are an image's features, of the caches that hold them.
+    ImageRows { to: View },
+    /// `rows[indices]` where an index is not negative; `to` `[…, width]` and `rows` with contiguous rows.
+    ReplaceRows { rows: View, indices: View, to: View },
     /// Rows of a weight.
     Embedding { ids: View, table: WeightId, to: BufferId },
     /// `x[…, ids, …]` along an axis.
@@ -139,7 +145,8 @@ impl Attention {
     }
 }
 
-/// A [`Step::Attention`]: `[1, heads, tokens, head_dim]` over `[1, kv_heads, length, …]`, all with contiguous rows.
+/// A [`Step::Attention`]: `[batch, heads, tokens, head_dim]` over `[batch, kv_heads, length, …]`, all with contiguous
+/// rows. The batch is 1 where there is a mask or a length.
 #[derive(Debug)]
 pub(crate) struct DenseAttention {
     pub(crate) q: View,
@@ -148,6 +155,8 @@ pub(crate) struct DenseAttention {
     pub(crate) mask: Option<Mask>,
     /// How many of the keys exist, where it is not all of them.
     pub(crate) kv_lengths: Option<View>,
+    /// `[batch, tokens]`, contiguous: where there are any, a query attends to the keys of its own segment.
+    pub(crate) segment_ids: Option<View>,
     pub(crate) attention: Attention,
     pub(crate) to: View,
 }
@@ -182,6 +191,8 @@ impl Step {
             | Self::FloatToIntegers { from, to }
             | Self::Norm { from, to, .. }
             | Self::SelectRows { from, to } => [from, to].into_iter().for_each(view),
+            Self::Load { to, .. } | Self::ImageRows { to } => view(to),
+            Self::ReplaceRows { rows, to, .. } => [rows, to].into_iter().for_each(view),
             Self::Embedding { to, .. } => visit(*to),
             Self::Gather { x, to, .. } => [x, to].into_iter().for_each(view),
             Self::Linear { x, parts } => {

@@ -77,6 +77,7 @@ pub(crate) fn build(graph: Graph, weights: &dyn WeightSource, options: &EngineOp
             max_position_embeddings: 0,
             eos_token_ids: Vec::new(),
             bos_token_id: None,
+            vision: None,
         },
         options: *options,
         target,

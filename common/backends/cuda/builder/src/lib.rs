@@ -12,8 +12,17 @@ mod version;
 
 pub use builder::CudaBuilder;
 pub use images::{PLAN, image_for, image_name};
-/// The cases of the suite's ops that this backend refuses: all mix tokens in ways that no model does.
-pub const UNSUPPORTED_OPS: &[&str] =
-    &["matmul", "matmul_transposed", "attention_not_causal", "attention_float_mask", "attention_bool_mask"];
+/// The cases of the suite's ops that this backend refuses: those that mix tokens in ways that no text model does, and
+/// those of images.
+pub const UNSUPPORTED_OPS: &[&str] = &[
+    "matmul",
+    "matmul_transposed",
+    "rotary_embedding_sections",
+    "attention_not_causal",
+    "attention_segments",
+    "attention_float_mask",
+    "attention_bool_mask",
+    "replace_rows",
+];
 
 pub use version::{ENGINE_FORMAT, can_run};

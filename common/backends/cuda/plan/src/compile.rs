@@ -109,7 +109,9 @@ impl Compiler<'_> {
             Op::Linear | Op::QuantizedLinear(_) | Op::ScaledDotProductAttention(_) | Op::KvCacheUpdate => {
                 return Err(unsupported(format!("this form of {}", node.op.name())));
             }
-            Op::MatMul { .. } | Op::Gather { .. } => return Err(unsupported(node.op.name())),
+            Op::MatMul { .. } | Op::Gather { .. } | Op::ReplaceRows => {
+                return Err(unsupported(node.op.name()));
+            }
         };
         self.places.insert(node.output, Place::View(view));
         Ok(())

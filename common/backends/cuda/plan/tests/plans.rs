@@ -98,9 +98,12 @@ fn ops_that_mix_tokens_and_no_others_are_refused() {
     let expected = [
         "matmul",
         "matmul_transposed",
+        "rotary_embedding_sections",
         "attention_not_causal",
+        "attention_segments",
         "attention_float_mask",
         "attention_bool_mask",
+        "replace_rows",
     ];
     assert_eq!(refused, expected);
 }

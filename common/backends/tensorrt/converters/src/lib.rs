@@ -28,4 +28,4 @@ pub use convert::{Converted, convert};
 pub use converters::attention::AttentionChoice;
 pub use coverage::{Uncovered, coverage};
 pub use error::ConvertError;
-pub use registry::{CONVERTERS, Converter};
+pub use registry::{CONVERTERS, Converter, UNSUPPORTED_OPS};

@@ -17,6 +17,9 @@ impl Compiler<'_> {
         let x = self.view(node.inputs[0])?;
         let positions = self.view(node.inputs[1])?;
         let positions = self.contiguous(&positions);
+        if !self.sizes.is_one(x.dims[0]) {
+            return Err(unsupported("a rotary embedding of a batch"));
+        }
         let wanted = RotaryTable { attributes: attributes.clone(), positions };
         let table = match self.tables.iter().position(|table| *table == wanted) {
             Some(table) => table,
@@ -72,6 +75,10 @@ impl Compiler<'_> {
         }
         let (k, v) = (self.view(node.inputs[1])?, self.view(node.inputs[2])?);
         let (k, v) = (self.with_contiguous_rows(&k), self.with_contiguous_rows(&v));
+        let batched = !self.sizes.is_one(q.dims[0]);
+        if batched && (attributes.has_mask || attributes.has_kv_lengths) {
+            return Err(unsupported("a mask or lengths of a batch that is not packed"));
+        }
         let mut extra = node.inputs[3..].iter().copied();
         let mask = match extra.next().filter(|_| attributes.has_mask) {
             Some(id) => {
@@ -85,7 +92,10 @@ impl Compiler<'_> {
         };
         let lengths = node.inputs.last().copied().filter(|_| attributes.has_kv_lengths);
         let kv_lengths = lengths.map(|id| self.view(id)).transpose()?;
-        let dense = DenseAttention { q, k, v, mask, kv_lengths, attention, to: to.clone() };
+        let segments = node.inputs.last().copied().filter(|_| attributes.has_segment_ids);
+        let segment_ids = segments.map(|id| self.view(id)).transpose()?;
+        let segment_ids = segment_ids.map(|view| self.contiguous(&view));
+        let dense = DenseAttention { q, k, v, mask, kv_lengths, segment_ids, attention, to: to.clone() };
         self.push_to(Step::Attention(Box::new(dense)), &to);
         Ok(Place::View(to))
     }

@@ -77,6 +77,22 @@ impl Compiler<'_> {
         Ok(Place::View(to))
     }
 
+    pub(super) fn replace_rows(&mut self, node: &Node) -> Result<Place, BackendError> {
+        let x = self.view(node.inputs[0])?;
+        let reusable = x.is_contiguous(&mut self.sizes) && self.may_overwrite(&x);
+        let to = if reusable { x } else { self.copy(&x) };
+        let step = match self.find(node.inputs[1])? {
+            Place::PerSequence => Step::ImageRows { to: to.clone() },
+            _ => {
+                let (rows, indices) = (self.view(node.inputs[1])?, self.view(node.inputs[2])?);
+                let (rows, indices) = (self.with_contiguous_rows(&rows), self.contiguous(&indices));
+                Step::ReplaceRows { rows, indices, to: to.clone() }
+            }
+        };
+        self.push_to(step, &to);
+        Ok(Place::View(to))
+    }
+
     pub(super) fn select_rows(&mut self, node: &Node) -> Result<Place, BackendError> {
         let x = self.view(node.inputs[0])?;
         let from = self.with_contiguous_rows(&x);

@@ -125,6 +125,9 @@ impl Compiler<'_> {
         if attributes.rotary_dim() > head_dim {
             return Err(unsupported("a rotation of more than a head"));
         }
+        if !attributes.sections.is_empty() {
+            return Err(unsupported("positions along several axes"));
+        }
         Ok(Rotary {
             inv_freq: self.constant(&attributes.inv_freq),
             rotary_dim: attributes.rotary_dim(),

@@ -121,6 +121,9 @@ fn choose(site: &Site<'_>) -> Result<Result<(AttentionForm, String), String>, Co
 }
 
 pub(crate) fn validate(site: &Site<'_>) -> Result<(), String> {
+    if matches!(site.op(), Op::ScaledDotProductAttention(attributes) if attributes.has_segment_ids) {
+        return Err("attention within segments".to_owned());
+    }
     let internal = |error: ConvertError| error.to_string();
     let shapes = shapes(site).map_err(internal)?;
     if let Some(dim) =

@@ -15,6 +15,15 @@ pub(crate) struct TableKey {
     dtype: DataType,
 }
 
+pub(crate) fn validate(site: &Site<'_>) -> Result<(), String> {
+    match site.op() {
+        Op::RotaryEmbedding(attributes) if !attributes.sections.is_empty() => {
+            Err("positions along several axes".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `IRotaryEmbeddingLayer` with tables that `position_ids` index, one row for each position that a sequence can have.
 pub(crate) fn rotary_embedding(context: &mut Context<'_>, site: &Site<'_>) -> Result<TensorId, ConvertError> {
     let Op::RotaryEmbedding(attributes) = site.op() else { return Err(site.wrong_converter()) };

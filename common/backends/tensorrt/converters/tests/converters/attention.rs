@@ -114,6 +114,7 @@ pub(crate) fn graph(case: &Case, [batch, seq, past]: [usize; 3]) -> (Graph, Inpu
         soft_cap: case.soft_cap,
         has_mask: case.mask != Mask::None,
         has_kv_lengths: case.keys == Keys::Cache,
+        has_segment_ids: false,
     };
     let out = graph.add_node(Op::ScaledDotProductAttention(attributes), &operands).unwrap();
     graph.add_output("out", out);

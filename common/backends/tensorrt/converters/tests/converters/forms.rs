@@ -336,7 +336,12 @@ fn rotary_tables(form: &mut Form) {
         (vec![1.0, 0.3], 1.0, false),
         (vec![1.0, 0.3], 1.2, false),
     ] {
-        let op = Op::RotaryEmbedding(RotaryAttributes { inv_freq, attention_factor, interleaved });
+        let op = Op::RotaryEmbedding(RotaryAttributes {
+            inv_freq,
+            attention_factor,
+            interleaved,
+            sections: Vec::new(),
+        });
         let y = form.node(op, &[x, positions]);
         form.output(y);
     }
