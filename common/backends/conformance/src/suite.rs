@@ -23,6 +23,7 @@ mod greedy;
 mod op_graphs;
 mod ops;
 mod quantized;
+mod quantized_models;
 mod sequences;
 mod windows;
 
@@ -42,6 +43,7 @@ pub use greedy::tokens_found_are_those_of_the_largest_logits;
 pub use op_graphs::{OpCase, op_cases};
 pub use ops::ops;
 pub use quantized::quantized_products_equal_the_reference;
+pub use quantized_models::quantized_models_equal_the_reference;
 pub use sequences::{
     chunked_prefill_equals_one_prefill, every_cache_kind_equals_none, logits_equal_the_reference,
     ragged_batches_equal_one_by_one, requests_choose_the_logits, sequences_are_isolated,
@@ -89,6 +91,7 @@ pub type Promise = fn(&Backend<'_>) -> Result<(), Failure>;
 /// Every promise by its function's name, but for [`ops()`], in an order that begins with the simplest.
 pub const PROMISES: &[(&str, Promise)] = &[
     ("quantized_products_equal_the_reference", quantized_products_equal_the_reference),
+    ("quantized_models_equal_the_reference", quantized_models_equal_the_reference),
     ("logits_equal_the_reference", logits_equal_the_reference),
     ("every_cache_kind_equals_none", every_cache_kind_equals_none),
     ("ragged_batches_equal_one_by_one", ragged_batches_equal_one_by_one),

@@ -29,6 +29,11 @@ fn quantized_products_equal_the_reference() {
 }
 
 #[test]
+fn quantized_models_equal_the_reference() {
+    passes(suite::quantized_models_equal_the_reference);
+}
+
+#[test]
 fn logits_equal_the_reference() {
     passes(suite::logits_equal_the_reference);
 }

@@ -32,6 +32,11 @@ fn quantized_products_equal_the_reference() {
 }
 
 #[test]
+fn quantized_models_equal_the_reference() {
+    conforms(suite::quantized_models_equal_the_reference);
+}
+
+#[test]
 fn logits_equal_the_reference() {
     conforms(suite::logits_equal_the_reference);
 }

@@ -10,6 +10,7 @@ use super::failure::InCase as _;
 use super::op_graphs::{HIDDEN, OpGraph, Result};
 use super::{Backend, Failure};
 use crate::Rng;
+use crate::quantized_models::{largest, random_byte};
 
 /// Columns and group sizes: common ones, one that fits no vector, and one group a row.
 const SHAPES: [(usize, usize); 6] = [(96, 32), (128, 64), (256, 128), (40, 8), (72, 72), (256, 256)];
@@ -128,15 +129,10 @@ impl OpGraph {
         let Quantization { format, group_size } = attributes.quantization;
         let groups = columns / group_size as usize;
         let bytes = rows * columns * format.bits() as usize / 8;
-        let bytes = (0..bytes).map(|_| self.byte(format)).collect();
+        let bytes = (0..bytes).map(|_| random_byte(&mut self.rng, format)).collect();
         let values = self.weight_of(DType::U8, &[rows, columns * format.bits() as usize / 8], bytes);
         let size = (3.0 / columns as f32).sqrt();
-        let steps = match format {
-            WeightFormat::Int8 => 127.0,
-            WeightFormat::Int4 => 8.0,
-            WeightFormat::Fp8 => 200.0,
-        };
-        let scales = self.rng.uniform_vec(rows * groups, 0.0, size / steps);
+        let scales = self.rng.uniform_vec(rows * groups, 0.0, size / largest(format));
         let mut inputs = vec![x, values, self.weight_of(self.dtype, &[rows, groups], scales)];
         if attributes.has_offsets {
             let offsets = self.rng.uniform_vec(rows * groups, 0.0, size);
@@ -146,15 +142,5 @@ impl OpGraph {
             inputs.push(self.vector(rows, 0.0));
         }
         self.node(Op::QuantizedLinear(attributes), &inputs)
-    }
-
-    /// A byte as a number, with every code of the format but those that are not numbers.
-    fn byte(&mut self, format: WeightFormat) -> f32 {
-        loop {
-            let byte = self.rng.below(256);
-            if format != WeightFormat::Fp8 || byte & 0x7f != 0x7f {
-                return byte as f32;
-            }
-        }
     }
 }

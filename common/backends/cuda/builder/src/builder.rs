@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::thread;
 
 use roundhouse_backend::{BackendError, BuildProgress, Builder, BuiltFile, WeightSource};
-use roundhouse_cuda_kernels::{Kernel, KernelCompiler};
+use roundhouse_cuda_kernels::{Kernel, KernelCompiler, Weight};
 use roundhouse_cuda_plan::{LaunchContext, Plan, Step, kernels, scratch_bytes};
 use roundhouse_engine::{
     BackendKind, ComputeCapabilities, ComputeCapability, EngineOptions, MemoryPlan, Target, blob_names,
 };
-use roundhouse_graph::{Graph, PassReport};
+use roundhouse_graph::{Graph, PassReport, QuantizedLinearAttributes};
 use roundhouse_weights::{PartialFile, WeightsLayout, write_weights};
 
 use crate::images::{PLAN, image_name};
@@ -97,6 +97,12 @@ impl Builder for CudaBuilder {
             )));
         }
         Ok(EngineOptions { targets, ..options })
+    }
+
+    /// Every format on every target: kernels read E4M3 without instructions for it. Groups of other sizes would be multiplied
+    /// an element at a time.
+    fn multiplies_quantized(&self, attributes: QuantizedLinearAttributes, _: &EngineOptions) -> bool {
+        Weight::has_fast_groups(attributes.quantization.group_size)
     }
 
     fn lower(&self, graph: Graph, options: &EngineOptions) -> Result<(Graph, Vec<PassReport>), BackendError> {

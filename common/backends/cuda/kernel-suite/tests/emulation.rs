@@ -92,8 +92,8 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
     (
         "nibbles are swapped",
         "linear_tensor8x2_f16_int4",
-        "(byte & 0xfu) | (byte & 0xf0u) << 12",
-        "(byte >> 4 & 0xfu) | (byte & 0xfu) << 16",
+        "(4 + e / 2) << 8 | e / 2",
+        "e / 2 << 8 | (4 + e / 2)",
     ),
     (
         "a part of a tile is left out",

@@ -3,12 +3,16 @@
 // The weight is the left operand, 16 of its rows to a warp, straight from memory to registers: a product is the same in any
 // order of columns, so lane t of four takes the t-th 16 bytes of each 64, for the weight and for the activations alike. Of a
 // gated product the 16 rows are 8 of the gate and the 8 that belong to them, so a lane holds both. SPLIT warps share 16 rows,
-// each with a part of the columns.
+// each with a part of the columns. With a prologue there is one row of COLUMNS, which the block first normalises into shared
+// memory.
 
-template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void linear_tensor(LINEAR_PARAMETERS(T)) {
+template <typename T, typename W, int ROWS, int SPLIT, int PROLOGUE, int COLUMNS, typename E>
+DEVICE void linear_tensor(LINEAR_PARAMETERS(T)) {
   constexpr int WARPS = 8, GROUPS = WARPS / SPLIT, TILES = ROWS / 8, CHUNK = W::CHUNK, STEP = 4 * CHUNK;
   constexpr int UNROLL = CHUNK > 8 ? 2 : 4;
   DYNAMIC_SHARED(shared);
+  T* staged = reinterpret_cast<T*>(shared);
+  float* parts = reinterpret_cast<float*>(shared + (PROLOGUE != 0 ? COLUMNS * sizeof(T) : 0));
   LINEAR_EPILOGUE;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
   const int group = warp / SPLIT, part = warp % SPLIT;
@@ -28,12 +32,22 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
   for (int i = 0; i < TILES; i++) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.f;
 
   launch_dependents();
+  Normalizer<T, PROLOGUE != 0 ? COLUMNS : Chunk<T>::N> normalizer;
+  if (PROLOGUE != 0) normalizer.load(norm_weight, PROLOGUE == 3 ? norm_bias : nullptr);
   bool waited = false;
+  auto wait_for_x = [&]() {
+    wait_for_previous();
+    if (PROLOGUE != 0) normalizer.template stage<PROLOGUE>(x, x_stride, 0, 1, 1, epsilon, staged, parts);
+    waited = true;
+  };
   for (int k0 = part * STEP; k0 < columns; k0 += SPLIT * STEP * UNROLL) {
     uint4 bytes[UNROLL][2];
+    typename W::Groups groups[UNROLL][2];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const int k = k0 + u * SPLIT * STEP + t * CHUNK;
+      groups[u][0].load(row0, k < columns ? k : 0);
+      groups[u][1].load(row1, k < columns ? k : 0);
       if (k < columns) {
         bytes[u][0] = load_weight(w0 + k / CHUNK * 16);
         bytes[u][1] = load_weight(w1 + k / CHUNK * 16);
@@ -41,41 +55,43 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
         bytes[u][0] = bytes[u][1] = make_uint4(0, 0, 0, 0);
       }
     }
-    if (!waited) {
-      wait_for_previous();
-      waited = true;
-    }
+    if (!waited) wait_for_x();
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const int k = k0 + u * SPLIT * STEP + t * CHUNK;
       // Past the end the weight counts as zeros, and the first columns do as well as any.
       const int from_k = k < columns ? k : 0;
-      uint4 h[TILES][CHUNK / 8];
+      // Eight columns of the activations at a time, which few registers hold beside a chunk of few bits.
+      uint4 h[TILES];
+      auto load_x = [&](int e) {
 #pragma unroll
-      for (int i = 0; i < TILES; i++) {
-        const int row = first_row + i * 8 + g;
-        const T* from = x + static_cast<i64>(row < rows ? row : rows - 1) * x_stride + from_k;
-#pragma unroll
-        for (int e = 0; e < CHUNK / 8; e++) h[i][e] = load16(from + e * 8);
-      }
+        for (int i = 0; i < TILES; i++) {
+          const int row = first_row + i * 8 + g;
+          const T* from = x + static_cast<i64>(row < rows ? row : rows - 1) * x_stride + from_k;
+          if (PROLOGUE != 0) h[i] = *reinterpret_cast<const uint4*>(staged + from_k + e * 8);
+          else h[i] = load16(from + e * 8);
+        }
+      };
+      load_x(0);
       u32 a0[CHUNK / 2], a1[CHUNK / 2];
-      W::template pairs<T>(bytes[u][0], row0, from_k, a0);
-      W::template pairs<T>(bytes[u][1], row1, from_k, a1);
+      W::template pairs<T>(bytes[u][0], groups[u][0], a0);
+      W::template pairs<T>(bytes[u][1], groups[u][1], a1);
       if (!W::ZERO_IS_ZERO && k >= columns) {
 #pragma unroll
         for (int e = 0; e < CHUNK / 2; e++) a0[e] = a1[e] = 0u;
       }
 #pragma unroll
-      for (int i = 0; i < TILES; i++) {
+      for (int e = 0; e < CHUNK / 8; e++) {
+        if (e > 0) load_x(e);
 #pragma unroll
-        for (int e = 0; e < CHUNK / 8; e++) {
-          multiply_tile<T>(c[i], a0[4 * e], a1[4 * e], a0[4 * e + 1], a1[4 * e + 1], h[i][e].x, h[i][e].y);
-          multiply_tile<T>(c[i], a0[4 * e + 2], a1[4 * e + 2], a0[4 * e + 3], a1[4 * e + 3], h[i][e].z, h[i][e].w);
+        for (int i = 0; i < TILES; i++) {
+          multiply_tile<T>(c[i], a0[4 * e], a1[4 * e], a0[4 * e + 1], a1[4 * e + 1], h[i].x, h[i].y);
+          multiply_tile<T>(c[i], a0[4 * e + 2], a1[4 * e + 2], a0[4 * e + 3], a1[4 * e + 3], h[i].z, h[i].w);
         }
       }
     }
   }
-  if (!waited) wait_for_previous();
+  if (!waited) wait_for_x();
 
   // What is added is loaded ahead of all stores, which it must not be moved over: it may be where they go.
   constexpr int OUTPUTS = E::GATED ? 1 : 2;
@@ -98,7 +114,6 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
   }
 
   if (SPLIT > 1) {
-    float* parts = reinterpret_cast<float*>(shared);
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
 #pragma unroll
@@ -132,10 +147,10 @@ template <typename T, typename W, int ROWS, int SPLIT, typename E> DEVICE void l
   }
 }
 // Blocks that fit a multiprocessor with the registers that so many sums and weights take.
-constexpr int linear_tensor_blocks(int rows, int chunk) {
-  return rows > 32 || (rows > 16 && chunk > 16) ? 1 : rows > 8 ? 2 : 3;
+constexpr int linear_tensor_blocks(int rows, int chunk, int prologue) {
+  return rows > 32 || (rows > 16 && chunk > 16) ? 1 : rows > 8 || prologue != 0 || chunk > 16 ? 2 : 3;
 }
-#define INSTANTIATE_LINEAR_TENSOR(name, T, W, ROWS, SPLIT, E)                               \
-  KERNEL(256, linear_tensor_blocks(ROWS, UNPACK_TYPE W::CHUNK)) name(LINEAR_PARAMETERS(T)) { \
-    linear_tensor<T, UNPACK_TYPE W, ROWS, SPLIT, UNPACK_TYPE E>(LINEAR_ARGUMENTS);          \
+#define INSTANTIATE_LINEAR_TENSOR(name, T, W, ROWS, SPLIT, PROLOGUE, COLUMNS, E)                       \
+  KERNEL(256, linear_tensor_blocks(ROWS, UNPACK_TYPE W::CHUNK, PROLOGUE)) name(LINEAR_PARAMETERS(T)) { \
+    linear_tensor<T, UNPACK_TYPE W, ROWS, SPLIT, PROLOGUE, COLUMNS, UNPACK_TYPE E>(LINEAR_ARGUMENTS);  \
   }

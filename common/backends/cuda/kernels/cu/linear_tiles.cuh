@@ -17,36 +17,36 @@ template <bool GATED> DEVICE i64 tile_weight_row(int first, int i, int n) {
   return (j < n ? j : n - 1) + (i % 16 >= 8 ? n : 0);
 }
 
-// What of the weight's tile a thread brings: floats are copied behind the kernel's back; few bits are loaded ahead, and become
-// T when they are stored. Columns past the end are anything, since the activations are zeros there.
+// What of the weight's tile a thread brings. Floats are copied behind the kernel's back by `copy`; few bits are loaded ahead by
+// `load`, and become T in `store`. Columns past the end are anything, since the activations are zeros there.
 template <typename T, typename W, int TILE, bool GATED> struct WeightTile {
   static constexpr int CHUNKS = TILE_COLUMNS / W::CHUNK, COUNT = TILE * CHUNKS / 256;
-  uint4 bytes[COUNT];
-  const u8* from[COUNT];
-  i64 rows[COUNT];
-  int columns;
+  // What is between the two.
+  struct Held {
+    uint4 bytes[COUNT];
+    typename W::Groups groups[COUNT];
+  };
+  const void *weight, *scales, *offsets;
+  int columns, first, n;
 
-  DEVICE WeightTile(const void* weight, int all_columns, int first, int n) : columns(all_columns) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      rows[i] = tile_weight_row<GATED>(first, (threadIdx.x + i * 256) / CHUNKS, n);
-      from[i] = W::row(weight, columns, rows[i]) + (threadIdx.x + i * 256) % CHUNKS * 16;
-    }
-  }
-  DEVICE void load(T*, int k0) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const bool valid = k0 + static_cast<int>(threadIdx.x + i * 256) % CHUNKS * W::CHUNK < columns;
-      bytes[i] = load_weight(from[i] + (valid ? k0 / W::CHUNK * 16 : 0));
-    }
-  }
-  DEVICE void store(T* tile, const void* scales, const void* offsets, int k0) {
+  DEVICE WeightTile(const void* weight, const void* scales, const void* offsets, int columns, int first, int n)
+      : weight(weight), scales(scales), offsets(offsets), columns(columns), first(first), n(n) {}
+  DEVICE void copy(T*, int) {}
+  DEVICE void load(Held& held, int k0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int at = threadIdx.x + i * 256, k = k0 + at % CHUNKS * W::CHUNK;
-      const typename W::Row of_row(scales, offsets, columns, rows[i]);
+      const i64 row = tile_weight_row<GATED>(first, at / CHUNKS, n);
+      held.bytes[i] = load_weight(W::row(weight, columns, row) + (k < columns ? k / W::CHUNK * 16 : 0));
+      held.groups[i].load(typename W::Row(scales, offsets, columns, row), k < columns ? k : 0);
+    }
+  }
+  DEVICE void store(T* tile, const Held& held) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const int at = threadIdx.x + i * 256;
       u32 w[W::CHUNK / 2];
-      W::template pairs<T>(bytes[i], of_row, k < columns ? k : 0, w);
+      W::template pairs<T>(held.bytes[i], held.groups[i], w);
 #pragma unroll
       for (int c = 0; c < W::CHUNK / 8; c++) {
         *reinterpret_cast<uint4*>(tile + tile_offset(at / CHUNKS, at % CHUNKS * (W::CHUNK / 8) + c)) =
@@ -57,25 +57,45 @@ template <typename T, typename W, int TILE, bool GATED> struct WeightTile {
 };
 template <typename T, int TILE, bool GATED> struct WeightTile<T, FloatWeight<T>, TILE, GATED> {
   static constexpr int COUNT = TILE / 32;
+  struct Held {};
   const T* from[COUNT];
   int left;  // columns from the thread's first on
 
-  DEVICE WeightTile(const void* weight, int columns, int first, int n) : left(columns - threadIdx.x % 8 * 8) {
+  DEVICE WeightTile(const void* weight, const void*, const void*, int columns, int first, int n)
+      : left(columns - threadIdx.x % 8 * 8) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const i64 row = tile_weight_row<GATED>(first, (threadIdx.x + i * 256) / 8, n);
       from[i] = static_cast<const T*>(weight) + row * columns + threadIdx.x % 8 * 8;
     }
   }
-  DEVICE void load(T* tile, int k0) {
+  DEVICE void copy(T* tile, int k0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       T* to = tile + tile_offset((threadIdx.x + i * 256) / 8, threadIdx.x % 8);
       copy16_async(to, k0 < left ? from[i] + k0 : from[i], k0 < left);
     }
   }
-  DEVICE void store(T*, const void*, const void*, int) {}
+  DEVICE void load(Held&, int) {}
+  DEVICE void store(T*, const Held&) {}
 };
+
+// Brings the weight's first tiles, one into each stage but the last: all are under way before the first is waited for.
+template <typename T, typename Tile, int STAGES, int ELEMENTS>
+DEVICE void bring_first_tiles(Tile& tile, T* stages, int first_step, int end_step) {
+  typename Tile::Held held[STAGES - 1];
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (first_step + i < end_step) {
+      tile.copy(stages + i * ELEMENTS, (first_step + i) * TILE_COLUMNS);
+      tile.load(held[i], (first_step + i) * TILE_COLUMNS);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (first_step + i < end_step) tile.store(stages + i * ELEMENTS, held[i]);
+  }
+}
 
 // Where gridDim.z blocks share a tile: leaves a block's sums, and has those of all in the last one of them, which alone is told
 // to go on.
@@ -195,7 +215,8 @@ template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DE
     x_valid[i] = row < rows;
     x_from[i] = x + static_cast<i64>(x_valid[i] ? row : 0) * x_stride + threadIdx.x % 8 * 8;
   }
-  WeightTile<T, W, TILE, E::GATED> w_tile(weight, columns, first_weight, n);
+  using Tile = WeightTile<T, W, TILE, E::GATED>;
+  Tile w_tile(weight, scales, offsets, columns, first_weight, n);
   auto load_x = [&](int step, int stage) {
     if (step < end_step) {
       const int k0 = step * TILE_COLUMNS;
@@ -209,13 +230,7 @@ template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DE
   };
   launch_dependents();
   // The weight does not depend on the kernel before.
-#pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) {
-    if (first_step + i < end_step) {
-      w_tile.load(w_shared + i * W_ELEMENTS, (first_step + i) * TILE_COLUMNS);
-      w_tile.store(w_shared + i * W_ELEMENTS, scales, offsets, (first_step + i) * TILE_COLUMNS);
-    }
-  }
+  bring_first_tiles<T, Tile, STAGES, W_ELEMENTS>(w_tile, w_shared, first_step, end_step);
   wait_for_previous();
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) load_x(first_step + i, i);
@@ -234,7 +249,11 @@ template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DE
     wait_for_copies<STAGES - 2>();
     __syncthreads();
     const int ahead = step + STAGES - 1;
-    if (ahead < end_step) w_tile.load(w_shared + load_stage * W_ELEMENTS, ahead * TILE_COLUMNS);
+    typename Tile::Held held;
+    if (ahead < end_step) {
+      w_tile.copy(w_shared + load_stage * W_ELEMENTS, ahead * TILE_COLUMNS);
+      w_tile.load(held, ahead * TILE_COLUMNS);
+    }
     load_x(ahead, load_stage);
     const T *x_tile = x_shared + stage * X_ELEMENTS, *wt = w_shared + stage * W_ELEMENTS;
 #pragma unroll
@@ -252,7 +271,7 @@ template <typename T, typename W, int ROWS, int TILE, int STAGES, typename E> DE
         }
       }
     }
-    if (ahead < end_step) w_tile.store(w_shared + load_stage * W_ELEMENTS, scales, offsets, ahead * TILE_COLUMNS);
+    if (ahead < end_step) w_tile.store(w_shared + load_stage * W_ELEMENTS, held);
     stage = stage + 1 < STAGES ? stage + 1 : 0;
     load_stage = load_stage + 1 < STAGES ? load_stage + 1 : 0;
   }

@@ -1,8 +1,8 @@
 // Products of many rows with a weight by groups of four warps, whose tensor cores read both operands from shared memory: tiles of
 // 128 rows by 128 or 256 rows of the weight, as those of linear_tiles.cuh. The next stage's products begin before those of the
-// last have ended.
+// last have ended, and few bits become T while products are under way.
 
-template <typename T, int TILE, int STAGES, typename E> DEVICE void linear_warpgroups(LINEAR_PARAMETERS(T)) {
+template <typename T, typename W, int TILE, int STAGES, typename E> DEVICE void linear_warpgroups(LINEAR_PARAMETERS(T)) {
   constexpr int ROWS = 128, X_ELEMENTS = ROWS * TILE_COLUMNS, W_ELEMENTS = TILE * TILE_COLUMNS, WIDTH = TILE / 8;
   constexpr int X_COPIES = ROWS / 32;
   DYNAMIC_SHARED(shared);
@@ -24,7 +24,8 @@ template <typename T, int TILE, int STAGES, typename E> DEVICE void linear_warpg
     x_valid[i] = row < rows;
     x_from[i] = x + static_cast<i64>(x_valid[i] ? row : 0) * x_stride + threadIdx.x % 8 * 8;
   }
-  WeightTile<T, FloatWeight<T>, TILE, E::GATED> w_tile(weight, columns, first_weight, n);
+  using Tile = WeightTile<T, W, TILE, E::GATED>;
+  Tile w_tile(weight, scales, offsets, columns, first_weight, n);
   auto load_x = [&](int step, int stage) {
     if (step < end_step) {
       const int k0 = step * TILE_COLUMNS;
@@ -38,10 +39,7 @@ template <typename T, int TILE, int STAGES, typename E> DEVICE void linear_warpg
   };
   launch_dependents();
   // The weight does not depend on the kernel before.
-#pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) {
-    if (first_step + i < end_step) w_tile.load(w_shared + i * W_ELEMENTS, (first_step + i) * TILE_COLUMNS);
-  }
+  bring_first_tiles<T, Tile, STAGES, W_ELEMENTS>(w_tile, w_shared, first_step, end_step);
   wait_for_previous();
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) load_x(first_step + i, i);
@@ -55,6 +53,9 @@ template <typename T, int TILE, int STAGES, typename E> DEVICE void linear_warpg
     publish_copies();
     __syncthreads();
     const T *x_tile = x_shared + stage * X_ELEMENTS + warp / 4 * (64 * TILE_COLUMNS), *wt = w_shared + stage * W_ELEMENTS;
+    const int ahead = step + STAGES - 1;
+    typename Tile::Held held;
+    if (ahead < end_step) w_tile.load(held, ahead * TILE_COLUMNS);
     begin_products();
 #pragma unroll
     for (int part = 0; part < 4; part++) multiply_group<T>(c[0], x_tile, wt, part);
@@ -62,9 +63,9 @@ template <typename T, int TILE, int STAGES, typename E> DEVICE void linear_warpg
     // What comes next goes where the products before these were from.
     wait_for_products<1>();
     __syncthreads();
-    const int ahead = step + STAGES - 1;
-    if (ahead < end_step) w_tile.load(w_shared + load_stage * W_ELEMENTS, ahead * TILE_COLUMNS);
+    if (ahead < end_step) w_tile.copy(w_shared + load_stage * W_ELEMENTS, ahead * TILE_COLUMNS);
     load_x(ahead, load_stage);
+    if (ahead < end_step) w_tile.store(w_shared + load_stage * W_ELEMENTS, held);
     stage = stage + 1 < STAGES ? stage + 1 : 0;
     load_stage = load_stage + 1 < STAGES ? load_stage + 1 : 0;
   }
@@ -73,9 +74,10 @@ template <typename T, int TILE, int STAGES, typename E> DEVICE void linear_warpg
   __syncthreads();
 
   if (!join_parts<1, WIDTH>(c, counters, scratch, shared)) return;
-  store_products<T, E, 1, WIDTH>(c, epilogue, rows, first_row + warp * 16 + g, first_weight, 2 * t, 1.f);
+  constexpr float FACTOR = 1.f / W::template pair_factor<T>();
+  store_products<T, E, 1, WIDTH>(c, epilogue, rows, first_row + warp * 16 + g, first_weight, 2 * t, FACTOR);
 }
 #define INSTANTIATE_LINEAR_WARPGROUPS(name, T, W, TILE, STAGES, E)             \
   KERNEL(256, TILE > 128 ? 1 : 2) name(LINEAR_PARAMETERS(T)) {                 \
-    linear_warpgroups<T, TILE, STAGES, UNPACK_TYPE E>(LINEAR_ARGUMENTS);       \
+    linear_warpgroups<T, UNPACK_TYPE W, TILE, STAGES, UNPACK_TYPE E>(LINEAR_ARGUMENTS);       \
   }

@@ -43,6 +43,14 @@ pub enum Weight {
     },
 }
 
+impl Weight {
+    /// Whether weights in groups of so many columns are multiplied with otherwise than an element at a time.
+    #[must_use]
+    pub const fn has_fast_groups(group_size: u32) -> bool {
+        group_size > 0 && group_size.is_multiple_of(8)
+    }
+}
+
 /// How the product is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Method {
@@ -70,8 +78,7 @@ pub enum Method {
         /// 32, 64 or 128.
         rows: u32,
     },
-    /// The same with the tensor cores of groups of four warps, which compute capability 9.0 has: tiles of 128 rows, weights
-    /// in the activations' type.
+    /// The same with the tensor cores of groups of four warps, which compute capability 9.0 has: tiles of 128 rows.
     Warpgroups {
         /// 128 or 256.
         outputs: u32,
@@ -103,7 +110,7 @@ impl Method {
         let halves = matches!(dtype, DType::F16 | DType::Bf16);
         let whole_groups = match weight {
             Weight::Float => true,
-            Weight::Quantized { group_size, .. } => group_size.is_multiple_of(8),
+            Weight::Quantized { group_size, .. } => Weight::has_fast_groups(group_size),
         };
         if columns < 256 || !columns.is_multiple_of(32) || !whole_groups {
             return Self::Any;
@@ -124,7 +131,7 @@ impl Method {
                 Self::Tensor { rows, split: split.clamp(1, WARPS).min(prev_power_of_two(columns / 128)) }
             }
             17..=32 => Self::Tiles { rows: 32 },
-            65.. if warpgroups && weight == Weight::Float && warpgroups::pays(rows, outputs, columns) => {
+            65.. if warpgroups && warpgroups::pays(rows, outputs, columns) => {
                 Self::Warpgroups { outputs: warpgroups::outputs(rows, outputs, columns, multiprocessors) }
             }
             33..=1023 => Self::Tiles { rows: 64 },
@@ -153,12 +160,12 @@ fn rows_split(outputs: u32, columns: u32, normed: bool, multiprocessors: u32) ->
 pub enum Prologue {
     /// Nothing.
     None,
-    /// RMSNorm. Only [`Method::Rows`] and [`Method::Any`].
+    /// RMSNorm. Only [`Method::Rows`], [`Method::Any`] and, of one row, [`Method::Tensor`].
     RmsNorm {
         /// Whether the factor is `1 + weight`.
         unit_offset: bool,
     },
-    /// LayerNorm, its bias 0 where the address is. Only [`Method::Rows`] and [`Method::Any`].
+    /// LayerNorm, its bias 0 where the address is. Only with the same methods.
     LayerNorm,
 }
 
@@ -302,7 +309,11 @@ impl Linear {
             Method::Tensor { rows: tile, split } => Launch {
                 grid: [weight_rows.div_ceil(16 * (WARPS / split)), rows.div_ceil(tile), 1],
                 block: WARPS * 32,
-                shared_bytes: if split == 1 { 0 } else { 4 * WARPS * 16 * tile },
+                shared_bytes: match (split, self.prologue) {
+                    (1, Prologue::None) => 0,
+                    (1, _) => self.staged_bytes(1) + 4 * WARPS * 2,
+                    _ => self.staged_bytes(1) + 4 * WARPS * 16 * tile,
+                },
             },
             Method::Warpgroups { outputs } => {
                 let (x, y) = (rows.div_ceil(warpgroups::ROWS), weight_rows.div_ceil(outputs));
@@ -360,7 +371,14 @@ impl Specialization for Linear {
             Method::Rows { rows, split } => {
                 format!("linear_rows{rows}x{split}_{}{weight}_k{}", self.dtype, self.columns)
             }
-            Method::Tensor { rows, split } => format!("linear_tensor{rows}x{split}_{}{weight}", self.dtype),
+            Method::Tensor { rows, split } => {
+                let columns = if self.prologue == Prologue::None {
+                    String::new()
+                } else {
+                    format!("_k{}", self.columns)
+                };
+                format!("linear_tensor{rows}x{split}_{}{weight}{columns}", self.dtype)
+            }
             Method::Warpgroups { outputs } => format!("linear_warpgroups{outputs}_{}{weight}", self.dtype),
             Method::Tiles { rows } => format!("linear_tiles{rows}_{}{weight}", self.dtype),
         };
@@ -420,7 +438,11 @@ impl Specialization for Linear {
             Method::Rows { rows, split } => {
                 ("INSTANTIATE_LINEAR_ROWS", format!("{}, {rows}, {split}, {prologue}", self.columns))
             }
-            Method::Tensor { rows, split } => ("INSTANTIATE_LINEAR_TENSOR", format!("{rows}, {split}")),
+            Method::Tensor { rows, split } => {
+                // Without a prologue any number of columns.
+                let columns = if self.prologue == Prologue::None { 0 } else { self.columns };
+                ("INSTANTIATE_LINEAR_TENSOR", format!("{rows}, {split}, {prologue}, {columns}"))
+            }
             Method::Warpgroups { outputs } => {
                 ("INSTANTIATE_LINEAR_WARPGROUPS", format!("{outputs}, {}", warpgroups::stages(outputs)))
             }

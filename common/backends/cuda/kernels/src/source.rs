@@ -49,8 +49,9 @@ headers! {
     Experts = "experts.cuh" needs [Activation, Elements, Reductions];
     Sampling = "sampling.cuh" needs [];
     LinearAny = "linear_any.cuh" needs [Weights, Epilogue, Reductions];
-    LinearRows = "linear_rows.cuh" needs [Weights, Epilogue, Reductions];
-    LinearTensor = "linear_tensor.cuh" needs [Weights, Epilogue];
+    Normalizer = "normalizer.cuh" needs [Elements, Reductions];
+    LinearRows = "linear_rows.cuh" needs [Weights, Epilogue, Normalizer];
+    LinearTensor = "linear_tensor.cuh" needs [Weights, Epilogue, Normalizer];
     LinearTiles = "linear_tiles.cuh" needs [Weights, Epilogue];
     LinearWarpgroups = "linear_warpgroups.cuh" needs [LinearTiles];
     AttentionSplit = "attention_split.cuh" needs [Elements, Reductions, Step];

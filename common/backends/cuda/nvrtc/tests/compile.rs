@@ -19,11 +19,16 @@ fn nvrtc() -> Nvrtc {
         .unwrap_or_else(|error| panic!("this test needs NVRTC: {error}"))
 }
 
+const INT4: Weight =
+    Weight::Quantized { format: WeightFormat::Int4, group_size: 32, offsets: true, scales: DType::F16 };
+const INT8: Weight =
+    Weight::Quantized { format: WeightFormat::Int8, group_size: 16, offsets: true, scales: DType::F32 };
+const FP8: Weight =
+    Weight::Quantized { format: WeightFormat::Fp8, group_size: 128, offsets: false, scales: DType::F16 };
+
 /// One of each source that is hard on registers.
 fn kernels() -> Vec<Kernel> {
     let dtype = DType::Bf16;
-    let int4 =
-        Weight::Quantized { format: WeightFormat::Int4, group_size: 64, offsets: true, scales: DType::F32 };
     let linear = |columns, method, weight, prologue, epilogue| {
         Kernel::from(Linear { dtype, weight, columns, method, prologue, epilogue })
     };
@@ -33,9 +38,24 @@ fn kernels() -> Vec<Kernel> {
     vec![
         linear(4096, Method::Rows { rows: 1, split: 1 }, Weight::Float, rms, gated),
         linear(14_336, Method::Rows { rows: 1, split: 8 }, Weight::Float, Prologue::None, residual),
-        linear(4096, Method::Tensor { rows: 16, split: 8 }, int4, Prologue::None, residual),
+        linear(4096, Method::Tensor { rows: 8, split: 2 }, INT4, rms, gated),
+        linear(4096, Method::Tensor { rows: 8, split: 4 }, INT4, Prologue::None, residual),
+        linear(4096, Method::Tensor { rows: 8, split: 4 }, INT8, Prologue::None, residual),
+        linear(4096, Method::Tensor { rows: 16, split: 8 }, INT4, Prologue::None, residual),
+        linear(4096, Method::Tensor { rows: 16, split: 2 }, FP8, Prologue::None, gated),
+        linear(4096, Method::Tiles { rows: 32 }, INT8, Prologue::None, residual),
         linear(4096, Method::Tiles { rows: 64 }, Weight::Float, Prologue::None, gated),
-        linear(4096, Method::Tiles { rows: 128 }, int4, Prologue::None, gated),
+        linear(4096, Method::Tiles { rows: 64 }, FP8, Prologue::None, gated),
+        linear(4096, Method::Tiles { rows: 128 }, INT4, Prologue::None, gated),
+        Linear {
+            dtype: DType::F32,
+            weight: INT4,
+            columns: 4096,
+            method: Method::Rows { rows: 1, split: 2 },
+            prologue: rms,
+            epilogue: gated,
+        }
+        .into(),
         AttentionDecode::new(dtype, 64, 4).into(),
         AttentionDecode::new(dtype, 128, 16).into(),
         AttentionDecode::new(DType::F32, 64, 4).into(),
@@ -54,16 +74,18 @@ fn kernels_compile_for_every_target_without_spilling() {
     for target in nvrtc.targets() {
         let mut kernels = kernels.clone();
         if target == ComputeCapability::new(9, 0) {
-            kernels.extend([128, 256].map(|outputs| {
-                Kernel::from(Linear {
-                    dtype: DType::Bf16,
-                    weight: Weight::Float,
-                    columns: 4096,
-                    method: Method::Warpgroups { outputs },
-                    prologue: Prologue::None,
-                    epilogue: Epilogue { gated: true, activation: Activation::Silu, ..Epilogue::NONE },
-                })
-            }));
+            for weight in [Weight::Float, INT4, INT8, FP8] {
+                kernels.extend([128, 256].map(|outputs| {
+                    Kernel::from(Linear {
+                        dtype: DType::Bf16,
+                        weight,
+                        columns: 4096,
+                        method: Method::Warpgroups { outputs },
+                        prologue: Prologue::None,
+                        epilogue: Epilogue { gated: true, activation: Activation::Silu, ..Epilogue::NONE },
+                    })
+                }));
+            }
         }
         let image = nvrtc.compile(&kernels, target).unwrap();
         let resources = cubin::resources(&image).unwrap();

@@ -5,6 +5,7 @@ mod elementwise;
 mod fusion;
 mod layout;
 mod linear;
+mod product;
 
 use std::collections::{HashMap, HashSet};
 
@@ -256,6 +257,12 @@ impl Compiler<'_> {
 
     /// Weights one after the other.
     fn joined_weight(&mut self, ids: &[ValueId]) -> Result<WeightId, BackendError> {
+        let dtype = self.float(ids[0])?;
+        self.joined_rows(ids, dtype)
+    }
+
+    /// Rows of weights of one type one after the other.
+    fn joined_rows(&mut self, ids: &[ValueId], dtype: DType) -> Result<WeightId, BackendError> {
         let parts: Vec<String> = ids.iter().map(|&id| self.graph.value(id).name.clone()).collect();
         if let Some(&id) = self.weight_ids.get(&parts) {
             return Ok(id);
@@ -263,8 +270,8 @@ impl Compiler<'_> {
         let (mut rows, mut columns) = (0, 0);
         for &id in ids {
             let value = self.graph.value(id);
-            if !matches!(value.origin, Origin::Weight { .. }) {
-                return Err(unsupported(format!("{:?} as a weight", value.name)));
+            if !matches!(value.origin, Origin::Weight { .. }) || value.dtype != dtype {
+                return Err(unsupported(format!("{:?} as a weight of dtype {dtype}", value.name)));
             }
             let sizes = self.sizes(id)?;
             let (last, outer) =
@@ -275,7 +282,6 @@ impl Compiler<'_> {
                 (rows, columns) = (rows + outer.iter().product::<usize>(), *last);
             }
         }
-        let dtype = self.float(ids[0])?;
         self.weights.push(DeviceWeight { parts: parts.clone(), rows, columns, dtype });
         let id = WeightId(self.weights.len() - 1);
         self.weight_ids.insert(parts, id);

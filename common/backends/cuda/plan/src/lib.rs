@@ -28,7 +28,7 @@ pub use limits::StepLimits;
 pub use plan::{Buffer, BufferId, ConstantId, DeviceWeight, Plan, Rows, WeightId};
 pub use step::{
     Activation, Attend, BinaryOp, Embed, Epilogue, Experts, Function, HeadNorm, Ids, Linear, Norm, NormKind,
-    Operand, Prepare, Rotary, Step,
+    Operand, Prepare, QuantizedWeight, Rotary, Step,
 };
 pub use view::{MAX_AXES, Span, Strided};
 

@@ -140,6 +140,22 @@ impl Plan {
         self.weights.iter().map(|weight| weight.bytes() as u64).sum()
     }
 
+    /// Bytes of the weights that every step reads whole: all but tables of which it reads a row a token. Of a mixture's
+    /// experts all are counted.
+    #[must_use]
+    pub fn step_weight_bytes(&self) -> u64 {
+        let tables: Vec<WeightId> = self
+            .steps
+            .iter()
+            .filter_map(|step| if let Step::Embed(embed) = step { Some(embed.table) } else { None })
+            .collect();
+        let multiplied =
+            |id| self.steps.iter().any(|step| matches!(step, Step::Linear(linear) if linear.weight == id));
+        let whole = (0..self.weights.len()).map(WeightId);
+        let whole = whole.filter(|id| multiplied(*id) || !tables.contains(id));
+        whole.map(|id| self.weight(id).bytes() as u64).sum()
+    }
+
     /// The memory of a process that runs it. `scratch_bytes` is what kernels need beside the buffers.
     #[must_use]
     pub fn memory(&self, scratch_bytes: u64) -> MemoryPlan {

@@ -1,8 +1,9 @@
 //! What a plan does.
 
+use roundhouse_graph::Quantization;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{BufferId, ConstantId, WeightId};
+use crate::plan::{BufferId, ConstantId, Plan, WeightId};
 use crate::view::{Span, Strided};
 
 /// One fused piece of work on every row.
@@ -159,8 +160,10 @@ pub struct Linear {
     pub x: Span,
     /// What is done with `x` first, and where what comes of it can be kept.
     pub norm: Option<(NormKind, BufferId)>,
-    /// The matrix `[rows, columns]`.
+    /// The matrix `[rows, columns]`: in the type of `x`, or the bytes of a quantised one.
     pub weight: WeightId,
+    /// How those bytes are read.
+    pub quantized: Option<QuantizedWeight>,
     /// One element a row of the matrix.
     pub bias: Option<WeightId>,
     /// What is done with the products.
@@ -169,6 +172,18 @@ pub struct Linear {
     pub wide: Option<BufferId>,
     /// Where the results go: in the engine's type, or fp32.
     pub to: Span,
+}
+
+/// What a quantised matrix has beside its bytes, which are as
+/// [`WeightFormat`](roundhouse_graph::WeightFormat) says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuantizedWeight {
+    /// The format, and how many columns share a scale.
+    pub quantization: Quantization,
+    /// `[rows, columns / group_size]`.
+    pub scales: WeightId,
+    /// As many, of the same type.
+    pub offsets: Option<WeightId>,
 }
 
 /// A rotation of heads.
@@ -326,6 +341,18 @@ impl Span {
     #[must_use]
     pub const fn of(buffer: BufferId) -> Self {
         Self { buffer, offset: 0 }
+    }
+}
+
+impl Linear {
+    /// Columns of the matrix.
+    ///
+    /// # Panics
+    /// If it is of another plan.
+    #[must_use]
+    pub fn columns(&self, plan: &Plan) -> usize {
+        let stored = plan.weight(self.weight).columns;
+        self.quantized.map_or(stored, |quantized| stored * 8 / quantized.quantization.format.bits() as usize)
     }
 }
 

@@ -5,6 +5,8 @@
 use std::collections::HashSet;
 
 use roundhouse_backend::BackendError;
+use roundhouse_backend_conformance::MemoryWeights;
+use roundhouse_backend_conformance::quantized_models::quantize;
 use roundhouse_backend_conformance::suite::op_cases;
 use roundhouse_backend_conformance::tiny_models::TinyModel;
 use roundhouse_cuda_kernels::Kernel;
@@ -13,7 +15,7 @@ use roundhouse_engine::{
     BackendKind, CacheKind, ComputeCapabilities, ComputeCapability, EngineOptions, Precision,
     WeightQuantization,
 };
-use roundhouse_graph::Graph;
+use roundhouse_graph::{DType, Graph, Quantization, QuantizedLinearAttributes, WeightFormat};
 
 const H100: ComputeCapability = ComputeCapability::new(9, 0);
 
@@ -34,6 +36,16 @@ fn options(precision: Precision, cache: CacheKind) -> EngineOptions {
 fn plan(graph: Graph, options: &EngineOptions) -> Result<Plan, BackendError> {
     let (graph, _) = roundhouse_lowering::lower(graph, options).unwrap();
     Plan::new(&graph, options)
+}
+
+/// With the weights of the model's products of the form that `of` has for them.
+fn quantized_plan(
+    model: &TinyModel,
+    options: &EngineOptions,
+    of: &dyn Fn(&str) -> Option<QuantizedLinearAttributes>,
+) -> Plan {
+    let (graph, _) = roundhouse_lowering::lower(model.graph().unwrap(), options).unwrap();
+    Plan::new(&quantize(graph, &mut MemoryWeights::new(), of).unwrap(), options).unwrap()
 }
 
 fn names(plan: &Plan) -> String {
@@ -124,25 +136,100 @@ fn sliding_layers_are_rings_and_the_others_are_not() {
 }
 
 /// Every step's launches are of kernels that the engine has, and have the arguments that they take.
-#[test]
-fn an_engine_has_every_kernel_that_its_steps_launch() {
-    for model in TinyModel::all() {
-        for &precision in Precision::ALL {
-            let options = EngineOptions { max_batch_size: 80, ..options(precision, CacheKind::InPlace) };
-            let plan = plan(model.graph().unwrap(), &options).unwrap();
-            let all: HashSet<String> = kernels(&plan, H100).unwrap().iter().map(Kernel::name).collect();
-            let real = LaunchContext { multiprocessors: 7, ..LaunchContext::nominal(H100) };
-            for tokens in 1..=plan.limits.tokens {
-                for (selected, tiles) in [(0, 1), (1, 2), (tokens.min(plan.limits.rows), 0)] {
-                    let attended = Attended { single: true, tiles };
-                    let shape = StepShape { tokens, selected, selects_all: selected == tokens, attended };
-                    for launch in launches(&plan, shape, real).unwrap() {
-                        let name = launch.kernel.name();
-                        assert!(all.contains(&name), "{}: {name} for {shape:?}", model.name);
-                        assert_eq!(launch.arguments.len(), launch.kernel.parameters().len(), "{name}");
-                    }
+fn has_every_kernel(name: &str, plan: &dyn Fn(&EngineOptions) -> Plan) {
+    for &precision in Precision::ALL {
+        let options = EngineOptions { max_batch_size: 80, ..options(precision, CacheKind::InPlace) };
+        let plan = plan(&options);
+        let all: HashSet<String> = kernels(&plan, H100).unwrap().iter().map(Kernel::name).collect();
+        let real = LaunchContext { multiprocessors: 7, ..LaunchContext::nominal(H100) };
+        for tokens in 1..=plan.limits.tokens {
+            for (selected, tiles) in [(0, 1), (1, 2), (tokens.min(plan.limits.rows), 0)] {
+                let attended = Attended { single: true, tiles };
+                let shape = StepShape { tokens, selected, selects_all: selected == tokens, attended };
+                for launch in launches(&plan, shape, real).unwrap() {
+                    let kernel = launch.kernel.name();
+                    assert!(all.contains(&kernel), "{name}: {kernel} for {shape:?}");
+                    assert_eq!(launch.arguments.len(), launch.kernel.parameters().len(), "{kernel}");
                 }
             }
         }
+    }
+}
+
+#[test]
+fn an_engine_has_every_kernel_that_its_steps_launch() {
+    for model in TinyModel::all() {
+        has_every_kernel(model.name, &|options| plan(model.graph().unwrap(), options).unwrap());
+    }
+}
+
+const fn form(format: WeightFormat, group_size: u32, has_offsets: bool) -> QuantizedLinearAttributes {
+    QuantizedLinearAttributes { quantization: Quantization { format, group_size }, has_offsets }
+}
+
+const FORMS: [QuantizedLinearAttributes; 4] = [
+    form(WeightFormat::Int8, 16, false),
+    form(WeightFormat::Int4, 32, true),
+    form(WeightFormat::Int4, 8, false),
+    form(WeightFormat::Fp8, 32, false),
+];
+
+#[test]
+fn quantized_layers_are_the_steps_of_plain_ones_and_their_bytes_are_counted() {
+    for model in TinyModel::all() {
+        for &precision in Precision::ALL {
+            let options = options(precision, CacheKind::InPlace);
+            let plain = plan(model.graph().unwrap(), &options).unwrap();
+            for form in FORMS {
+                let layers = |name: &str| Some(form).filter(|_| name.contains("layers"));
+                let found = quantized_plan(&model, &options, &layers);
+                assert_eq!(names(&found), names(&plain), "{}", model.name);
+                let pairs = found.steps.iter().zip(&plain.steps).filter_map(|pair| match pair {
+                    (Step::Linear(found), Step::Linear(plain)) => Some((found, plain)),
+                    _ => None,
+                });
+                let mut saved = 0;
+                for (linear, before) in pairs {
+                    let before = plain.weight(before.weight);
+                    assert_eq!(linear.columns(&found), before.columns);
+                    let Some(weight) = linear.quantized else { continue };
+                    let (bytes, scales) = (found.weight(linear.weight), found.weight(weight.scales));
+                    assert_eq!((bytes.rows, bytes.dtype), (before.rows, DType::U8));
+                    let groups = before.columns / form.quantization.group_size as usize;
+                    assert_eq!((scales.rows, scales.columns), (before.rows, groups));
+                    assert_eq!(weight.offsets.is_some(), form.has_offsets);
+                    let of_groups = scales.bytes() * if form.has_offsets { 2 } else { 1 };
+                    let packed = before.rows * before.columns * form.quantization.format.bits() as usize / 8;
+                    saved += before.bytes() - packed - of_groups;
+                }
+                assert!(saved > 0);
+                assert_eq!(plain.memory(0).weight_bytes - found.memory(0).weight_bytes, saved as u64);
+                assert_eq!(plain.step_weight_bytes() - found.step_weight_bytes(), saved as u64);
+            }
+        }
+    }
+}
+
+/// Keys in another format than queries and values: three products of a norm of its own, into one buffer that attention reads
+/// where it is. A gate in another format than what it gates: two products and what is made of them.
+#[test]
+fn formats_are_mixed_in_a_layer_without_copies_of_heads() {
+    let (int4, int8) = (form(WeightFormat::Int4, 16, true), form(WeightFormat::Int8, 16, false));
+    let of = |name: &str| match name.split('.').rev().nth(1)? {
+        "k_proj" | "gate_proj" => Some(int8),
+        "lm_head" => None,
+        _ => Some(int4),
+    };
+    let plan = quantized_plan(&TinyModel::llama(), &options(Precision::Fp16, CacheKind::InPlace), &of);
+    let attention = "norm linear linear linear prepare attend linear";
+    let layer = format!("{attention} norm linear linear binary linear");
+    assert_eq!(names(&plan), format!("embed {layer} {layer} select norm+linear"));
+}
+
+#[test]
+fn an_engine_of_quantized_weights_has_every_kernel_that_its_steps_launch() {
+    let model = TinyModel { hidden_size: 256, intermediate_size: 512, ..TinyModel::llama() };
+    for form in FORMS {
+        has_every_kernel(model.name, &|options| quantized_plan(&model, options, &|_| Some(form)));
     }
 }

@@ -9,14 +9,21 @@ use roundhouse_backend_conformance::suite::{self, Backend, Failure};
 use roundhouse_cuda_builder::{CudaBuilder, UNSUPPORTED_OPS};
 use roundhouse_cuda_emulation::{EmulatedDevice, EmulationCompiler};
 use roundhouse_cuda_runtime::CudaRuntime;
+use roundhouse_engine::Precision;
 
 /// Calls a function of the suite with the backend.
 fn conforms(promise: impl Fn(&Backend<'_>) -> Result<(), Failure>) {
+    conforms_in(Precision::ALL, promise);
+}
+
+/// The same in these precisions.
+fn conforms_in(precisions: &[Precision], promise: impl Fn(&Backend<'_>) -> Result<(), Failure>) {
     let builder = CudaBuilder::new(Arc::new(EmulationCompiler), None);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("cuda-emulation");
     let runtime = CudaRuntime::on(Arc::new(EmulatedDevice::new(folder)));
     let lower = |graph, options: &_| roundhouse_lowering::lower(graph, options).unwrap();
-    if let Err(failure) = promise(&Backend::new(&builder, &runtime, &lower)) {
+    let backend = Backend::new(&builder, &runtime, &lower);
+    if let Err(failure) = promise(&Backend { precisions: precisions.to_vec(), ..backend }) {
         panic!("{failure}");
     }
 }
@@ -27,8 +34,20 @@ fn every_op_of_one_token_is_run_and_those_that_mix_tokens_are_refused() {
 }
 
 #[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
 fn quantized_products_equal_the_reference() {
     conforms(suite::quantized_products_equal_the_reference);
+}
+
+#[test]
+fn quantized_models_equal_the_reference_in_fp16() {
+    conforms_in(&[Precision::Fp16], suite::quantized_models_equal_the_reference);
+}
+
+#[test]
+#[ignore = "minutes on the emulation: `make test-cuda`"]
+fn quantized_models_equal_the_reference() {
+    conforms(suite::quantized_models_equal_the_reference);
 }
 
 #[test]

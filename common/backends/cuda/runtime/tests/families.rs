@@ -1,4 +1,5 @@
-//! A tiny model of every family on the emulated device, against Transformers' logits.
+//! A tiny model of every family on the emulated device, against Transformers' logits and, with quantised weights, those of the
+//! interpreter.
 
 #![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
 
@@ -15,7 +16,7 @@ use roundhouse_backend::{BackendError, Cache, GreedySequence, LogitsRequest, Mod
 use roundhouse_cuda_builder::CudaBuilder;
 use roundhouse_cuda_emulation::{EmulatedDevice, EmulationCompiler};
 use roundhouse_cuda_runtime::CudaRuntime;
-use roundhouse_engine::{CacheKind, Precision};
+use roundhouse_engine::{CacheKind, EngineOptions, Precision, WeightQuantization};
 
 const GOLDENS: &str = include_str!("../../../../../compiler-svc/models/tests/golden/families.json");
 
@@ -25,30 +26,59 @@ fn backend() -> (CudaBuilder, CudaRuntime) {
     (builder, CudaRuntime::on(Arc::new(EmulatedDevice::new(folder))))
 }
 
-fn every_family(precision: Precision, allowed: f32) {
+fn every_family(precision: Precision, quantizations: &[WeightQuantization], allowed: f32) {
+    families_where(|_| true, precision, quantizations, allowed);
+}
+
+fn families_where(
+    wanted: impl Fn(&str) -> bool,
+    precision: Precision,
+    quantizations: &[WeightQuantization],
+    allowed: f32,
+) {
     let goldens: Vec<goldens::Golden> = serde_json::from_str(GOLDENS).unwrap();
     let (builder, runtime) = backend();
-    for golden in goldens {
-        let difference = golden.difference(&builder, &runtime, precision, CacheKind::InPlace).unwrap();
-        assert!(difference < allowed, "{}: {difference:e}", golden.name);
+    for golden in goldens.into_iter().filter(|golden| wanted(&golden.name)) {
+        for &quantization in quantizations {
+            let options = goldens::Golden::options(precision, CacheKind::InPlace, quantization);
+            let difference = golden.difference(&builder, &runtime, &options).unwrap();
+            assert!(difference < allowed, "{} {quantization}: {difference:e}", golden.name);
+        }
     }
 }
+
+const PLAIN: &[WeightQuantization] = &[WeightQuantization::None];
 
 /// Sums of some 30 products, made in another order.
 #[test]
 fn fp32_logits_are_those_of_transformers() {
-    every_family(Precision::Fp32, 2e-5);
+    every_family(Precision::Fp32, PLAIN, 2e-5);
 }
 
 /// Twice what the suite allows for rounding activations: here the engine's weights are rounded too, Transformers' are not.
 #[test]
 fn fp16_logits_are_those_of_transformers_but_for_rounding() {
-    every_family(Precision::Fp16, 32.0 / 2048.0);
+    every_family(Precision::Fp16, PLAIN, 32.0 / 2048.0);
 }
 
 #[test]
 fn bf16_logits_are_those_of_transformers_but_for_rounding() {
-    every_family(Precision::Bf16, 32.0 / 256.0);
+    every_family(Precision::Bf16, PLAIN, 32.0 / 256.0);
+}
+
+/// The same bytes, scales and offsets: only the order of sums differs.
+#[test]
+fn quantized_weights_give_the_logits_of_the_interpreter() {
+    every_family(Precision::Fp32, &goldens::QUANTIZATIONS, 2e-5);
+}
+
+/// As for plain weights; but where a mixture's router is between two experts, rounding may choose the other one.
+#[test]
+fn quantized_weights_in_half_precision_give_the_logits_of_the_interpreter_but_for_rounding() {
+    let [int8, _, int4, _] = goldens::QUANTIZATIONS;
+    let dense = |name: &str| !name.contains("moe") && !name.starts_with("mixtral");
+    families_where(dense, Precision::Fp16, &[int4], 32.0 / 2048.0);
+    families_where(dense, Precision::Bf16, &[int8], 32.0 / 256.0);
 }
 
 /// A step of a sequence by itself; its likeliest next token.
@@ -68,7 +98,9 @@ fn tokens_found_on_the_device_are_those_of_the_largest_logits() {
     let (builder, runtime) = backend();
     // One with a window, whose layers are rings.
     let golden = goldens.iter().find(|golden| golden.name == "mistral/window").unwrap();
-    let (model, _files) = golden.engine(&builder, &runtime, Precision::Fp32, CacheKind::InPlace, 60).unwrap();
+    let options = goldens::Golden::options(Precision::Fp32, CacheKind::InPlace, WeightQuantization::None);
+    let options = EngineOptions { max_seq_len: 60, ..options };
+    let (model, _files) = golden.engine(&builder, &runtime, &options).unwrap();
     let mut expected = Vec::new();
     for prompt in PROMPTS {
         let mut cache = model.new_cache(60).unwrap();

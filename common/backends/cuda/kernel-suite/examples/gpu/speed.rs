@@ -61,8 +61,9 @@ impl Product {
         if self.epilogue.gated { 2 * self.n } else { self.n }
     }
 
-    fn linear(&self, method: Method, weight: Weight) -> Linear {
-        let prologue = if matches!(method, Method::Rows { .. }) { self.prologue } else { Prologue::None };
+    fn linear(&self, rows: u32, method: Method, weight: Weight) -> Linear {
+        let normalises = matches!(method, Method::Rows { .. } | Method::Tensor { .. } if rows == 1);
+        let prologue = if normalises { self.prologue } else { Prologue::None };
         Linear { dtype: DTYPE, weight, columns: self.columns, method, prologue, epilogue: self.epilogue }
     }
 
@@ -70,8 +71,9 @@ impl Product {
         let elements = self.weight_rows() as usize * self.columns as usize;
         match weight {
             Weight::Float => elements * 2,
-            Weight::Quantized { format, group_size, .. } => {
-                elements * format.bits() as usize / 8 + elements / group_size as usize * 2
+            Weight::Quantized { format, group_size, offsets, .. } => {
+                let of_groups = elements / group_size as usize * if offsets { 4 } else { 2 };
+                elements * format.bits() as usize / 8 + of_groups
             }
         }
     }
@@ -80,8 +82,7 @@ impl Product {
 /// What is timed of products: rows of activations, the method, the weight.
 fn variants() -> Vec<(usize, u32, Method, Weight)> {
     let mut variants = Vec::new();
-    let int4 = quantized(WeightFormat::Int4);
-    let int8 = quantized(WeightFormat::Int8);
+    let formats = [WeightFormat::Int4, WeightFormat::Int8, WeightFormat::Fp8].map(quantized);
     for (index, product) in PRODUCTS.iter().enumerate() {
         for split in SPLITS.into_iter().filter(|split| split * 256 <= product.columns) {
             variants.push((index, 1, Method::Rows { rows: 1, split }, Weight::Float));
@@ -99,12 +100,24 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
                 variants.push((index, rows, Method::Tensor { rows, split }, Weight::Float));
             }
         }
-        if product.name.starts_with("8b") {
-            for weight in [int4, int8] {
-                for split in [2, 8] {
+        if (product.name.starts_with("8b") || product.name.starts_with("1b")) && product.n < 100_000 {
+            for weight in formats {
+                for split in SPLITS {
                     variants.push((index, 1, Method::Tensor { rows: 8, split }, weight));
                 }
+                for split in [2, 8] {
+                    variants.push((index, 16, Method::Tensor { rows: 16, split }, weight));
+                }
+                variants.push((index, 64, Method::Tiles { rows: 64 }, weight));
+                for rows in [64, 128] {
+                    variants.push((index, 512, Method::Tiles { rows }, weight));
+                }
+                for outputs in [128, 256] {
+                    variants.push((index, 512, Method::Warpgroups { outputs }, weight));
+                }
             }
+        }
+        if product.name.starts_with("8b") {
             variants.push((index, 64, Method::Tiles { rows: 64 }, Weight::Float));
         }
         if product.n < 100_000 {
@@ -119,8 +132,13 @@ fn variants() -> Vec<(usize, u32, Method, Weight)> {
     variants
 }
 
+/// As the compiler makes them.
 const fn quantized(format: WeightFormat) -> Weight {
-    Weight::Quantized { format, group_size: 64, offsets: false, scales: DType::F16 }
+    let (group_size, offsets) = match format {
+        WeightFormat::Int4 => (32, true),
+        WeightFormat::Int8 | WeightFormat::Fp8 => (128, false),
+    };
+    Weight::Quantized { format, group_size, offsets, scales: DType::F16 }
 }
 
 struct Heads {
@@ -144,8 +162,8 @@ const ROTARY: RotaryAppend = RotaryAppend { dtype: DTYPE, head_norm: HeadNorm::N
 /// All kernels that are timed.
 pub(crate) fn kernels() -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = vec![ROTARY.into(), AttentionCombine { dtype: DTYPE }.into()];
-    for (index, _, method, weight) in variants() {
-        kernels.push(PRODUCTS[index].linear(method, weight).into());
+    for (index, rows, method, weight) in variants() {
+        kernels.push(PRODUCTS[index].linear(rows, method, weight).into());
     }
     for heads in &HEADS {
         kernels.push(decode(heads).into());
@@ -161,7 +179,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             product.prologue != Prologue::None,
             NOMINAL,
         );
-        kernels.push(product.linear(method, Weight::Float).into());
+        kernels.push(product.linear(1, method, Weight::Float).into());
     }
     kernels
 }
@@ -246,7 +264,7 @@ impl Bench<'_> {
             Argument::F32(1e-5),
             Argument::Pointer(weight),
             Argument::Pointer(if quantized { self.pool.address() } else { 0 }),
-            Argument::Pointer(0),
+            Argument::Pointer(if quantized { self.pool.address() } else { 0 }),
             Argument::Pointer(0),
             Argument::Pointer(if linear.epilogue.residual { self.y.address() } else { 0 }),
             Argument::I32(y_stride),
@@ -266,7 +284,7 @@ impl Bench<'_> {
 
     /// Times one product over different weights.
     fn product(&self, product: &Product, rows: u32, method: Method, weight: Weight) -> anyhow::Result<()> {
-        let linear = product.linear(method, weight);
+        let linear = product.linear(rows, method, weight);
         let bytes = product.bytes(weight);
         let step = bytes.next_multiple_of(256);
         let places = (POOL_BYTES / step).clamp(1, 40);
@@ -473,7 +491,7 @@ impl Bench<'_> {
             let (rows, k) = (product.weight_rows(), product.columns);
             let normed = product.prologue != Prologue::None;
             let method = Method::choose(DTYPE, Weight::Float, 1, rows, k, normed, NOMINAL);
-            let linear = product.linear(method, Weight::Float);
+            let linear = product.linear(1, method, Weight::Float);
             let bytes = product.bytes(Weight::Float);
             if place + bytes > POOL_BYTES {
                 place = 0;

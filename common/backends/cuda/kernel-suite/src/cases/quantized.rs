@@ -15,6 +15,12 @@ const FORMATS: [(WeightFormat, u32, bool, DType); 5] = [
     (WeightFormat::Int4, 16, false, DType::Bf16),
     (WeightFormat::Fp8, 32, false, DType::F32),
 ];
+/// Groups that begin and end inside of what is loaded at once, and one for all columns.
+const OTHER_GROUPS: [(WeightFormat, u32, bool, DType); 3] = [
+    (WeightFormat::Int4, 40, true, DType::F16),
+    (WeightFormat::Int8, 8, true, DType::F16),
+    (WeightFormat::Fp8, 320, false, DType::F16),
+];
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -35,9 +41,34 @@ pub(super) fn cases() -> Vec<Case> {
         // 320 columns are no whole number of steps of any format.
         add(half, 320, Method::Tensor { rows: 8, split: 2 }, gated, 3, 13);
         add(half, 320, Method::Tiles { rows: 64 }, residual, 37, 45);
+        let groups = Method::Warpgroups { outputs: [256, 128][i % 2] };
+        add(half, 704, groups, [gated, residual][i / 2 % 2], 70, 150);
         let other = HALVES[(i + 1) % 2];
         add(other, 320, Method::Tensor { rows: 16, split: 1 }, residual, 17, 37);
+        add(other, 320, Method::Tiles { rows: 32 }, gated, 5, 21);
+        add(other, 704, groups, residual, 9, 150);
     }
+    for (i, (format, group_size, offsets, scales)) in OTHER_GROUPS.into_iter().enumerate() {
+        let weight = Weight::Quantized { format, group_size, offsets, scales };
+        let mut add = |dtype, method| {
+            let (prologue, epilogue) = (Prologue::None, Epilogue::NONE);
+            let linear = Linear { dtype, weight, columns: 320, method, prologue, epilogue };
+            cases.push(case(linear, Shape { rows: 2, n: 21 }));
+        };
+        add(DType::F32, Method::Rows { rows: 2, split: 1 });
+        add(HALVES[i % 2], Method::Tensor { rows: 8, split: 2 });
+        add(HALVES[(i + 1) % 2], Method::Tiles { rows: 32 });
+    }
+    let int8 =
+        Weight::Quantized { format: WeightFormat::Int8, group_size: 64, offsets: false, scales: DType::F16 };
+    let mut normed = |dtype, method, prologue, weight| {
+        let linear = Linear { dtype, weight, columns: 576, method, prologue, epilogue: Epilogue::NONE };
+        cases.push(case(linear, Shape { rows: 1, n: 39 }));
+    };
+    let rms = |unit_offset| Prologue::RmsNorm { unit_offset };
+    normed(DType::F32, Method::Rows { rows: 1, split: 2 }, rms(true), int8);
+    normed(DType::F16, Method::Tensor { rows: 8, split: 1 }, rms(false), int8);
+    normed(DType::Bf16, Method::Tensor { rows: 8, split: 4 }, Prologue::LayerNorm, int8);
     cases
 }
 
@@ -126,6 +157,8 @@ fn case(linear: Linear, shape: Shape) -> Case {
             DType::F16 => 2.0 * f16::EPSILON.to_f64(),
             _ => 2.0_f64.powi(-6),
         };
+        // What one of a gated product's factors loses is multiplied by the other, which may be some times its mean square.
+        let slack = if linear.epilogue.gated { 4.0 * slack } else { slack };
         operands.check(runner, &linear, &shape, &elements, slack)
     };
     Case::new(name, kernels, run)

@@ -10,6 +10,7 @@ use roundhouse_graph::{
     AttentionAttributes, DType, GeluApproximation, Graph, Node, NodeId, Op, Origin, RotaryAttributes, ValueId,
 };
 
+use super::product::Product;
 use crate::step::Activation;
 
 /// Nodes that run as one step.
@@ -95,9 +96,29 @@ impl Uses<'_> {
         matches!(self.graph.value(value).origin, Origin::Weight { .. })
     }
 
-    /// A plain linear on weights that nothing else reads.
+    /// A product with weights, quantised or not.
     fn is_linear(&self, node: &Node) -> bool {
-        node.op == Op::Linear && node.inputs[1..].iter().all(|&weight| self.is_weight(weight))
+        matches!(node.op, Op::Linear | Op::QuantizedLinear(_))
+            && node.inputs[1..].iter().all(|&weight| self.is_weight(weight))
+    }
+
+    /// Whether nothing else reads a product's weights.
+    fn has_own_weights(&self, node: &Node) -> bool {
+        node.inputs[1..].iter().all(|&weight| self.only_user(weight).is_some())
+    }
+
+    /// Whether two nodes are a gate and what it gates: products of one input, their matrices alike.
+    fn are_gated(&self, [gate, up]: [NodeId; 2]) -> bool {
+        let (a, b) = (self.node(gate), self.node(up));
+        let (Some(of_gate), Some(of_up)) = (Product::of(a), Product::of(b)) else { return false };
+        let shape = |product: Product| &self.graph.value(product.weight).shape;
+        gate != up
+            && of_gate.x == of_up.x
+            && of_gate.bias.is_none()
+            && of_up.bias.is_none()
+            && shape(of_gate) == shape(of_up)
+            && of_gate.is_stored_like(&of_up, self.graph)
+            && [a, b].iter().all(|node| self.has_own_weights(node))
     }
 
     /// The linear that computes a value which only one node reads.
@@ -252,15 +273,7 @@ impl Fusions {
                 let (Some(gate), Some(up)) = (uses.private_linear(gate), uses.private_linear(up)) else {
                     continue;
                 };
-                let (a, b) = (uses.node(gate), uses.node(up));
-                let alike = gate != up
-                    && a.inputs[0] == b.inputs[0]
-                    && a.inputs.len() == 2
-                    && b.inputs.len() == 2
-                    && a.inputs[1] != b.inputs[1]
-                    && uses.graph.value(a.inputs[1]).shape == uses.graph.value(b.inputs[1]).shape
-                    && [a, b].iter().all(|node| uses.only_user(node.inputs[1]).is_some());
-                if alike && self.is_free(gate) && self.is_free(up) {
+                if uses.are_gated([gate, up]) && self.is_free(gate) && self.is_free(up) {
                     let parts: Vec<NodeId> = [gate, up, id].into_iter().chain(by).collect();
                     let fused = Fused::Gated { gate, up, norm: None, activation, output: node.output };
                     self.insert(gate.min(up), &parts, fused);
@@ -312,15 +325,15 @@ impl Fusions {
         }
     }
 
-    /// The linears that are left, those of one input together.
+    /// The linears that are left, those of one input together, in whatever format their weights are.
     fn groups(&mut self, uses: &Uses<'_>) {
         let mut groups: Vec<((ValueId, bool), Vec<NodeId>)> = Vec::new();
         for (id, node) in uses.graph.nodes() {
-            if !uses.is_linear(node) || !self.is_free(id) {
+            let Some(product) = Product::of(node).filter(|_| uses.is_linear(node) && self.is_free(id)) else {
                 continue;
-            }
-            let key = (node.inputs[0], node.inputs.len() > 2);
-            let once = node.inputs[1..].iter().all(|&weight| uses.only_user(weight).is_some());
+            };
+            let key = (product.x, product.bias.is_some());
+            let once = uses.has_own_weights(node);
             match groups.iter_mut().find(|(other, _)| once && *other == key) {
                 Some((_, nodes)) => nodes.push(id),
                 // What shares its weights with something else stays alone: no later linear finds it.

@@ -4,9 +4,10 @@ use roundhouse_backend::BackendError;
 use roundhouse_graph::{DType, ExpertAttributes, Node, NodeId, Op, ValueId};
 
 use super::fusion::Then;
+use super::product::Product;
 use super::{Compiler, Place};
 use crate::plan::{BufferId, WeightId};
-use crate::step::{Activation, Embed, Epilogue, Experts, Linear, Norm, NormKind, Step};
+use crate::step::{Activation, Embed, Epilogue, Experts, Linear, Norm, NormKind, QuantizedWeight, Step};
 use crate::unsupported;
 use crate::view::{Span, View};
 
@@ -28,27 +29,62 @@ impl Compiler<'_> {
         Ok(Input { x, norm: Some((kind, normed)) })
     }
 
-    /// Linears of one input: their results are parts of the rows of one buffer.
+    /// The input with its norm as a step of its own, for several products.
+    fn normed_first(&mut self, Input { x, norm }: Input) -> Input {
+        let Some((kind, buffer)) = norm else { return Input { x, norm } };
+        let (to, width) = (Span::of(buffer), x.elements());
+        self.steps.push(Step::Norm(Norm { kind, from: x.span, to, residual: None, groups: 1, width }));
+        Input { x: View { span: to, ..x }, norm: None }
+    }
+
+    /// A node that fusions found to be a product.
+    fn product(&self, id: NodeId) -> Result<Product, BackendError> {
+        let node = self.graph.node(id);
+        Product::of(node).ok_or_else(|| unsupported(format!("{} as a product", node.op.name())))
+    }
+
+    /// The matrices of products one below the other.
+    fn matrix(&mut self, products: &[Product]) -> Result<(WeightId, Option<QuantizedWeight>), BackendError> {
+        let weights: Vec<ValueId> = products.iter().map(|product| product.weight).collect();
+        let Some(attributes) = products[0].quantized.map(|parts| parts.attributes) else {
+            return Ok((self.joined_weight(&weights)?, None));
+        };
+        let parts = products.iter().filter_map(|product| product.quantized);
+        let scales: Vec<ValueId> = parts.clone().map(|parts| parts.scales).collect();
+        let offsets: Vec<ValueId> = parts.filter_map(|parts| parts.offsets).collect();
+        let weight = self.joined_rows(&weights, DType::U8)?;
+        let scales = self.joined_weight(&scales)?;
+        let offsets = if offsets.is_empty() { None } else { Some(self.joined_weight(&offsets)?) };
+        Ok((weight, Some(QuantizedWeight { quantization: attributes.quantization, scales, offsets })))
+    }
+
+    /// Linears of one input: their results are parts of the rows of one buffer. Neighbours whose matrices are stored alike
+    /// are one product.
     pub(super) fn linears(&mut self, nodes: &[NodeId], norm: Option<NodeId>) -> Result<(), BackendError> {
         let graph = self.graph;
-        let nodes: Vec<&Node> = nodes.iter().map(|&id| graph.node(id)).collect();
-        let Input { x, norm } = self.input(nodes[0].inputs[0], norm)?;
-        let weights: Vec<ValueId> = nodes.iter().map(|node| node.inputs[1]).collect();
-        let biases: Vec<ValueId> = nodes.iter().filter_map(|node| node.inputs.get(2).copied()).collect();
-        let weight = self.joined_weight(&weights)?;
-        let bias = if biases.is_empty() { None } else { Some(self.joined_weight(&biases)?) };
-        let width = self.weights[weight.0].rows;
-        let buffer = self.buffer(self.rows_of(x.span), width, self.float(nodes[0].output)?);
+        let products = nodes.iter().map(|&id| self.product(id)).collect::<Result<Vec<_>, _>>()?;
+        let alike: Vec<&[Product]> = products.chunk_by(|a, b| a.is_stored_like(b, graph)).collect();
+        let input = self.input(products[0].x, norm)?;
+        let Input { x, norm } = if alike.len() > 1 { self.normed_first(input) } else { input };
+        let matrices = alike.iter().map(|part| self.matrix(part)).collect::<Result<Vec<_>, _>>()?;
+        let width = matrices.iter().map(|(weight, _)| self.weights[weight.0].rows).sum();
+        let buffer = self.buffer(self.rows_of(x.span), width, self.float(products[0].output)?);
         let mut offset = 0;
-        for node in nodes {
-            let sizes = self.sizes(node.output)?;
-            let mut view = View::of(buffer, x.tokens, &sizes);
-            view.span.offset = offset;
-            offset += view.elements();
-            self.places.insert(node.output, Place::View(view));
+        for (products, (weight, quantized)) in alike.into_iter().zip(matrices) {
+            let biases: Vec<ValueId> = products.iter().filter_map(|product| product.bias).collect();
+            let bias = if biases.is_empty() { None } else { Some(self.joined_weight(&biases)?) };
+            let (to, epilogue) = (Span { buffer, offset }, Epilogue::Store);
+            let x_span = x.span;
+            for product in products {
+                let sizes = self.sizes(product.output)?;
+                let mut view = View::of(buffer, x.tokens, &sizes);
+                view.span.offset = offset;
+                offset += view.elements();
+                self.places.insert(product.output, Place::View(view));
+            }
+            self.push_linear(Linear { x: x_span, norm, weight, quantized, bias, epilogue, wide: None, to })?;
         }
-        let (to, epilogue) = (Span::of(buffer), Epilogue::Store);
-        self.push_linear(Linear { x: x.span, norm, weight, bias, epilogue, wide: None, to })
+        Ok(())
     }
 
     pub(super) fn linear(
@@ -58,10 +94,10 @@ impl Compiler<'_> {
         then: &Then,
         output: ValueId,
     ) -> Result<(), BackendError> {
-        let node = self.graph.node(id);
-        let Input { x, norm } = self.input(node.inputs[0], norm)?;
-        let weight = self.weight(node.inputs[1])?;
-        let bias = node.inputs.get(2).map(|&bias| self.weight(bias)).transpose()?;
+        let product = self.product(id)?;
+        let Input { x, norm } = self.input(product.x, norm)?;
+        let (weight, quantized) = self.matrix(&[product])?;
+        let bias = product.bias.map(|bias| self.weight(bias)).transpose()?;
         let epilogue = match *then {
             Then::Store => Epilogue::Store,
             Then::Add(residual) => Epilogue::Add(self.contiguous(residual)?.span),
@@ -70,7 +106,8 @@ impl Compiler<'_> {
         };
         let to = self.output(output, &x)?;
         self.places.insert(output, Place::View(to.clone()));
-        self.push_linear(Linear { x: x.span, norm, weight, bias, epilogue, wide: None, to: to.span })
+        let (x, to) = (x.span, to.span);
+        self.push_linear(Linear { x, norm, weight, quantized, bias, epilogue, wide: None, to })
     }
 
     pub(super) fn gated(
@@ -80,20 +117,20 @@ impl Compiler<'_> {
         activation: Activation,
         output: ValueId,
     ) -> Result<(), BackendError> {
-        let [gate, up] = nodes.map(|id| self.graph.node(id));
-        let Input { x, norm } = self.input(gate.inputs[0], norm)?;
-        let weight = self.joined_weight(&[gate.inputs[1], up.inputs[1]])?;
+        let [gate, up] = [self.product(nodes[0])?, self.product(nodes[1])?];
+        let Input { x, norm } = self.input(gate.x, norm)?;
+        let (weight, quantized) = self.matrix(&[gate, up])?;
         let to = self.output(output, &x)?;
         let wide = self.buffer(self.rows_of(x.span), self.weights[weight.0].rows, self.dtype_of(to.span));
         self.places.insert(output, Place::View(to.clone()));
-        let (epilogue, wide) = (Epilogue::Gate(activation), Some(wide));
-        self.push_linear(Linear { x: x.span, norm, weight, bias: None, epilogue, wide, to: to.span })
+        let (epilogue, wide, x, to) = (Epilogue::Gate(activation), Some(wide), x.span, to.span);
+        self.push_linear(Linear { x, norm, weight, quantized, bias: None, epilogue, wide, to })
     }
 
     fn push_linear(&mut self, linear: Linear) -> Result<(), BackendError> {
         let weight = &self.weights[linear.weight.0];
         let x = self.dtype_of(linear.x);
-        if weight.dtype != x {
+        if linear.quantized.is_none() && weight.dtype != x {
             return Err(unsupported(format!(
                 "activations of dtype {x} times weights of dtype {}",
                 weight.dtype

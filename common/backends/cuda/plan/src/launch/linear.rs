@@ -6,7 +6,7 @@ use roundhouse_cuda_kernels::{Method, Prologue, Weight};
 use roundhouse_graph::DType;
 
 use super::{Argument, Launcher, count, int};
-use crate::step::{Activation, Epilogue, Linear, Norm, NormKind};
+use crate::step::{Activation, Epilogue, Linear, Norm, NormKind, QuantizedWeight};
 use crate::view::Span;
 
 /// Shared memory that normed rows may take: more, and too few blocks fit a multiprocessor.
@@ -67,21 +67,21 @@ impl Launcher<'_> {
         if rows == 0 {
             return Ok(());
         }
-        let weight = self.plan.weight(linear.weight);
-        let (outputs, columns) = (weight.rows, weight.columns);
-        let dtype = weight.dtype;
+        let (outputs, columns) = (self.plan.weight(linear.weight).rows, linear.columns(self.plan));
+        let dtype = self.plan.buffer(linear.x.buffer).dtype;
+        let weight = self.weight(linear.quantized);
         let (rows, columns_count) = (count(rows)?, count(columns)?);
         let nominal = self.context.nominal;
         let normed = linear.norm.is_some();
-        let method =
-            Method::choose(dtype, Weight::Float, rows, count(outputs)?, columns_count, normed, nominal);
+        let method = Method::choose(dtype, weight, rows, count(outputs)?, columns_count, normed, nominal);
 
         let mut x = self.source(linear.x);
         let mut normed = linear.norm;
         let inside = match method {
             Method::Any => true,
             Method::Rows { rows, .. } => rows as usize * columns * dtype.size() <= NORMED_BYTES,
-            Method::Tensor { .. } | Method::Tiles { .. } | Method::Warpgroups { .. } => false,
+            Method::Tensor { .. } => rows == 1 && columns * dtype.size() <= NORMED_BYTES,
+            Method::Tiles { .. } | Method::Warpgroups { .. } => false,
         };
         if let Some((kind, buffer)) = normed.filter(|_| !inside) {
             let to = Span::of(buffer);
@@ -114,14 +114,7 @@ impl Launcher<'_> {
             residual: residual.is_some(),
             float_output: float_output && dtype != DType::F32,
         };
-        let kernel = kernels::Linear {
-            dtype,
-            weight: Weight::Float,
-            columns: columns_count,
-            method,
-            prologue,
-            epilogue,
-        };
+        let kernel = kernels::Linear { dtype, weight, columns: columns_count, method, prologue, epilogue };
         let multiprocessors = self.context.multiprocessors;
         let launch = kernel.launch(rows, count(n)?, multiprocessors);
         let scratch = kernel.scratch_bytes(rows, count(n)?, multiprocessors) > 0;
@@ -133,8 +126,8 @@ impl Launcher<'_> {
             kind.and_then(|kind| kind.bias).map_or(Null, Argument::Weight),
             Float(kind.map_or(0.0, |kind| kind.epsilon)),
             Argument::Weight(linear.weight),
-            Null,
-            Null,
+            linear.quantized.map_or(Null, |quantized| Argument::Weight(quantized.scales)),
+            linear.quantized.and_then(|quantized| quantized.offsets).map_or(Null, Argument::Weight),
             linear.bias.map_or(Null, Argument::Weight),
             residual.map_or(Null, Argument::Span),
             Int(residual.map_or(Ok(0), |residual| self.stride(residual))?),
@@ -151,6 +144,20 @@ impl Launcher<'_> {
         ];
         self.push(kernel, launch, arguments);
         Ok(())
+    }
+}
+
+impl Launcher<'_> {
+    /// How kernels read a matrix.
+    fn weight(&self, quantized: Option<QuantizedWeight>) -> Weight {
+        quantized.map_or(Weight::Float, |QuantizedWeight { quantization, scales, offsets }| {
+            Weight::Quantized {
+                format: quantization.format,
+                group_size: quantization.group_size,
+                offsets: offsets.is_some(),
+                scales: self.plan.weight(scales).dtype,
+            }
+        })
     }
 }
 

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use anyhow::ensure;
 use roundhouse_backend::{BackendError, BuildProgress, Builder, WeightSource};
 use roundhouse_engine::{
     BackendKind, BlobRef, CacheKind, ComputeCapabilities, EngineFiles, EngineKey, EngineOptions, KeyInputs,
     Manifest, Precision, WeightQuantization,
 };
+use roundhouse_graph::{Graph, PassReport};
+use roundhouse_lowering::{calibrated_quantization, lower, packed_weights, weight_only_quantization};
 use roundhouse_models::build_graph;
 use serde_json::Value;
 
@@ -31,6 +34,7 @@ pub(crate) fn options(
     cache: CacheKind,
     max_seq_len: u32,
     max_batch_size: u32,
+    quantization: WeightQuantization,
 ) -> EngineOptions {
     EngineOptions {
         precision,
@@ -39,10 +43,33 @@ pub(crate) fn options(
         max_seq_len,
         max_batch_size,
         all_logits: false,
-        quantization: WeightQuantization::None,
+        quantization,
         targets: ComputeCapabilities::NONE,
         tensorrt: None,
     }
+}
+
+/// A model's graph with the weights that an engine of the options has.
+pub(crate) fn lowered(
+    graph: Graph,
+    weights: &dyn WeightSource,
+    builder: &dyn Builder,
+    options: &EngineOptions,
+) -> anyhow::Result<(Graph, Vec<PassReport>)> {
+    let (graph, mut passes) = lower(graph, options)?;
+    let (graph, pass) = match options.quantization {
+        WeightQuantization::None => return Ok((graph, passes)),
+        WeightQuantization::Compiler(attributes) => weight_only_quantization(graph, attributes)?,
+        WeightQuantization::Calibrated(attributes) => calibrated_quantization(graph, attributes)?,
+        WeightQuantization::Checkpoint => {
+            packed_weights(graph, weights, &|attributes| builder.multiplies_quantized(attributes, options))?
+        }
+    };
+    let quantized =
+        ["quantized_linears", "packed_linears"].iter().filter_map(|count| pass.counts.get(*count));
+    ensure!(quantized.sum::<u64>() > 0, "no weight of a product can be quantised so");
+    passes.push(pass);
+    Ok((graph, passes))
 }
 
 /// Builds an engine of the model of a config into a folder.
@@ -56,7 +83,7 @@ pub(crate) fn build(
 ) -> anyhow::Result<EngineFiles> {
     let model = build_graph(name, config, weights, options.max_seq_len)?;
     let options = builder.resolve(&model.graph, *options)?;
-    let (graph, mut passes) = roundhouse_lowering::lower(model.graph, &options)?;
+    let (graph, mut passes) = lowered(model.graph, weights, builder, &options)?;
     let (graph, own) = builder.lower(graph, &options)?;
     passes.extend(own);
     let built = builder.build(&graph, &options, weights, folder, &Unwatched)?;

@@ -4,16 +4,31 @@ use std::collections::BTreeMap;
 
 use anyhow::ensure;
 use roundhouse_backend::{Builder, LogitsRequest, Model, Runtime, Sequence};
-use roundhouse_backend_conformance::{MemoryWeights, Rng};
-use roundhouse_engine::{CacheKind, Precision};
+use roundhouse_backend_conformance::{Interpreter, MemoryWeights, Rng, Tensor};
+use roundhouse_engine::{CacheKind, EngineOptions, Precision, WeightQuantization};
+use roundhouse_graph::{Quantization, QuantizedLinearAttributes, WeightFormat};
+use roundhouse_models::build_graph;
 use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::engine::{build, options};
+use crate::engine::{build, lowered, options};
 
 /// As long as the goldens' sequences, and between the two contexts from which their `longrope` configs take long factors.
 const MAX_SEQ_LEN: u32 = 12;
+
+/// How weights are quantised that are compared with the interpreter's: groups of as many columns as divide those of tiny models.
+pub(crate) const QUANTIZATIONS: [WeightQuantization; 4] = [
+    quantization(WeightFormat::Int8, false),
+    quantization(WeightFormat::Int4, false),
+    quantization(WeightFormat::Int4, true),
+    quantization(WeightFormat::Fp8, false),
+];
+
+const fn quantization(format: WeightFormat, has_offsets: bool) -> WeightQuantization {
+    let quantization = Quantization { format, group_size: 8 };
+    WeightQuantization::Compiler(QuantizedLinearAttributes { quantization, has_offsets })
+}
 
 /// A tiny model and what Transformers computes with it.
 #[derive(Debug, Deserialize)]
@@ -38,31 +53,56 @@ impl Golden {
         weights
     }
 
+    /// The options of an engine that is compared.
+    pub(crate) fn options(
+        precision: Precision,
+        cache: CacheKind,
+        quantization: WeightQuantization,
+    ) -> EngineOptions {
+        options(precision, cache, MAX_SEQ_LEN, 4, quantization)
+    }
+
     /// An engine of it, and the folder that it may have mapped.
     pub(crate) fn engine(
         &self,
         builder: &dyn Builder,
         runtime: &dyn Runtime,
-        precision: Precision,
-        cache: CacheKind,
-        max_seq_len: u32,
+        options: &EngineOptions,
     ) -> anyhow::Result<(Box<dyn Model>, TempDir)> {
         let folder = tempfile::tempdir()?;
-        let options = options(precision, cache, max_seq_len, 4);
-        let files = build(builder, &self.name, &self.config, &self.weights(), &options, folder.path())?;
+        let files = build(builder, &self.name, &self.config, &self.weights(), options, folder.path())?;
         Ok((runtime.load(&files)?, folder))
     }
 
+    /// What an engine of these weights should compute: what Transformers does with plain ones, the interpreter in fp32 with
+    /// quantised ones.
+    fn expected(&self, builder: &dyn Builder, engine: &EngineOptions) -> anyhow::Result<Vec<f32>> {
+        if engine.quantization.is_none() {
+            return Ok(self.logits.clone());
+        }
+        let options =
+            EngineOptions { precision: Precision::Fp32, cache: CacheKind::None, all_logits: true, ..*engine };
+        let weights = self.weights();
+        let model = build_graph(&self.name, &self.config, &weights, options.max_seq_len)?;
+        let (graph, _) = lowered(model.graph, &weights, builder, &options)?;
+        let shape = [self.input_ids.len(), self.input_ids[0].len()];
+        let ids = self.input_ids.iter().flatten().map(|&id| i64::from(id)).collect();
+        let positions = self.input_ids.iter().flat_map(|ids| 0..ids.len() as i64).collect();
+        let inputs =
+            [("input_ids", Tensor::int(&shape, ids)), ("position_ids", Tensor::int(&shape, positions))];
+        let outputs = Interpreter::new(&graph, &weights)?.run(inputs)?;
+        Ok(outputs.get("logits").map(|logits| logits.floats().to_vec()).unwrap_or_default())
+    }
+
     /// Runs its sequences through an engine, first their prompts together and then a token at a time; how far logits are
-    /// from Transformers' at the most, as a part of the largest.
+    /// from those expected at the most, as a part of the largest.
     pub(crate) fn difference(
         &self,
         builder: &dyn Builder,
         runtime: &dyn Runtime,
-        precision: Precision,
-        cache: CacheKind,
+        options: &EngineOptions,
     ) -> anyhow::Result<f32> {
-        let (model, _files) = self.engine(builder, runtime, precision, cache, MAX_SEQ_LEN)?;
+        let (model, _files) = self.engine(builder, runtime, options)?;
         let (length, prompt) = (self.input_ids[0].len(), self.input_ids[0].len() / 2);
         let mut caches =
             self.input_ids.iter().map(|_| model.new_cache(length)).collect::<Result<Vec<_>, _>>()?;
@@ -83,9 +123,10 @@ impl Golden {
             found.iter_mut().zip(logits).for_each(|(found, logits)| found.extend(logits));
         }
         let found = found.concat();
-        ensure!(found.len() == self.logits.len(), "{} logits, expected {}", found.len(), self.logits.len());
-        let largest = self.logits.iter().fold(1.0_f32, |largest, logit| largest.max(logit.abs()));
-        let differences = found.iter().zip(&self.logits).map(|(a, b)| (a - b).abs());
+        let expected = self.expected(builder, options)?;
+        ensure!(found.len() == expected.len(), "{} logits, expected {}", found.len(), expected.len());
+        let largest = expected.iter().fold(1.0_f32, |largest, logit| largest.max(logit.abs()));
+        let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
         let worst =
             differences.fold(0.0, |worst: f32, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) });
         Ok(worst / largest)

@@ -5,8 +5,9 @@
 //!     bench checkpoint FOLDER MODEL…    folders with checkpoints of random weights, which the compiler takes
 //!     bench speed FOLDER MODEL…         engines of random weights, made in FOLDER: load, TTFT, tokens a second, attention
 //!
-//! `speed` measures the bandwidth of a copy on the device in the same run. Models: see `shapes::NAMES`. NVRTC is looked
-//! for in the folders of `NVRTC_FOLDERS`, which colons part.
+//! `speed` measures the bandwidth of a copy on the device in the same run, and counts the bytes of weights as they are stored.
+//! Models: see `shapes::NAMES`; `speed` quantises those of `llama-3.2-1b:int4` (`int8`, `int4`, `int4-symmetric` or `fp8`, and
+//! after another colon the columns of a group). NVRTC is looked for in the folders of `NVRTC_FOLDERS`, which colons part.
 
 mod checkpoint;
 mod engine;
@@ -28,7 +29,7 @@ use roundhouse_cuda_device::{GPU, compute_capability};
 use roundhouse_cuda_kernels::{CompileError, Kernel, KernelCompiler};
 use roundhouse_cuda_nvrtc::Nvrtc;
 use roundhouse_cuda_runtime::CudaRuntime;
-use roundhouse_engine::{CacheKind, ComputeCapability, EngineOptions, Precision};
+use roundhouse_engine::{CacheKind, ComputeCapability, EngineOptions, Precision, WeightQuantization};
 use roundhouse_graph::{Graph, PassReport};
 
 fn main() -> anyhow::Result<()> {
@@ -114,12 +115,15 @@ fn goldens(builder: &CudaBuilder, file: &Path) -> anyhow::Result<()> {
     let runtime = CudaRuntime::new();
     for golden in goldens {
         let mut line = format!("{:24}", golden.name);
-        for &precision in Precision::ALL {
-            let difference = golden.difference(builder, &runtime, precision, CacheKind::InPlace);
-            line += &match difference {
-                Ok(difference) => format!(" {precision} {difference:.1e}"),
-                Err(error) => format!(" {precision} {error:#}"),
-            };
+        let plain = [WeightQuantization::None];
+        for quantization in plain.into_iter().chain(goldens::QUANTIZATIONS) {
+            for &precision in Precision::ALL {
+                let options = goldens::Golden::options(precision, CacheKind::InPlace, quantization);
+                line += &match golden.difference(builder, &runtime, &options) {
+                    Ok(difference) => format!(" {quantization} {precision} {difference:.1e}"),
+                    Err(error) => format!(" {quantization} {precision} {error:#}"),
+                };
+            }
         }
         println!("{line}");
     }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use roundhouse_backend::{WeightError, WeightSource};
+use roundhouse_backend::{QuantizedTensor, WeightError, WeightSource};
+use roundhouse_graph::{DType, Quantization, QuantizedLinearAttributes, WeightFormat};
 use serde_json::{Value, json};
 
 /// A model of a published shape.
@@ -15,7 +16,26 @@ pub(crate) struct Shape {
 }
 
 /// Weights that follow from their places: small numbers around 0, and around 1 for norms.
-pub(crate) struct RandomWeights(BTreeMap<String, Vec<u64>>);
+pub(crate) struct RandomWeights {
+    /// Shapes by name.
+    tensors: BTreeMap<String, Vec<u64>>,
+    /// How the weights of the layers' products are quantised: of bytes of no meaning.
+    quantized: Option<QuantizedLinearAttributes>,
+}
+
+/// What is quantised as the compiler does it: a format, and after another colon the columns of a group.
+fn form(text: &str) -> Option<QuantizedLinearAttributes> {
+    let (format, group) = text.split_once(':').map_or((text, None), |(format, group)| (format, Some(group)));
+    let (format, usual, has_offsets) = match format {
+        "int8" => (WeightFormat::Int8, 128, false),
+        "int4" => (WeightFormat::Int4, 32, true),
+        "int4-symmetric" => (WeightFormat::Int4, 32, false),
+        "fp8" => (WeightFormat::Fp8, 128, false),
+        _ => return None,
+    };
+    let group_size = group.map_or(Some(usual), |group| group.parse().ok())?;
+    Some(QuantizedLinearAttributes { quantization: Quantization { format, group_size }, has_offsets })
+}
 
 /// The names of all shapes.
 pub(crate) const NAMES: [&str; 6] =
@@ -37,8 +57,16 @@ struct Sizes {
 }
 
 impl Shape {
-    /// The one of this name.
+    /// The one of this name, which a colon may part from how its weights are quantised: `llama-3.2-1b:int4`,
+    /// `llama-3.2-1b:int8:64`, `:int4-symmetric`, `:fp8`.
     pub(crate) fn named(name: &str) -> Option<Self> {
+        let Some((name, quantized)) = name.split_once(':') else { return Self::plain(name) };
+        let mut shape = Self::plain(name)?;
+        shape.weights.quantized = Some(form(quantized)?);
+        Some(shape)
+    }
+
+    fn plain(name: &str) -> Option<Self> {
         let llama = Sizes {
             architecture: "LlamaForCausalLM",
             model_type: "llama",
@@ -160,7 +188,7 @@ impl Sizes {
                 add(name("self_attn.k_norm.weight"), &[self.head_dim]);
             }
         }
-        Shape { config, weights: RandomWeights(tensors) }
+        Shape { config, weights: RandomWeights { tensors, quantized: None } }
     }
 }
 
@@ -200,31 +228,108 @@ fn gpt2() -> Shape {
             add(format!("{layer}{module}.bias"), &[outputs]);
         }
     }
-    Shape { config, weights: RandomWeights(tensors) }
+    Shape { config, weights: RandomWeights { tensors, quantized: None } }
+}
+
+impl RandomWeights {
+    /// Whether weights of products are quantised.
+    pub(crate) const fn are_quantized(&self) -> bool {
+        self.quantized.is_some()
+    }
+
+    /// How a tensor is quantised: as by the compiler, which leaves the output layer but in int8.
+    fn form_of(&self, name: &str) -> Option<QuantizedLinearAttributes> {
+        let attributes = self.quantized?;
+        let output_layer = name == "lm_head.weight" && attributes.quantization.format == WeightFormat::Int8;
+        let [_, columns] = self.tensors.get(name)?[..] else { return None };
+        let whole = columns.is_multiple_of(u64::from(attributes.quantization.group_size).max(1));
+        (whole && (output_layer || name.ends_with("_proj.weight"))).then_some(attributes)
+    }
+
+    /// The part of a quantised tensor that has this name: which, how it is quantised, and its shape.
+    fn part(&self, name: &str) -> Option<(Part, QuantizedLinearAttributes, Vec<u64>)> {
+        let (tensor, part) = name.rsplit_once('.')?;
+        let attributes = self.form_of(tensor)?;
+        let [rows, columns] = self.tensors.get(tensor)?[..] else { return None };
+        let Quantization { format, group_size } = attributes.quantization;
+        let groups = columns / u64::from(group_size);
+        let (part, width) = match part {
+            "values" => (Part::Values, columns * u64::from(format.bits()) / 8),
+            "scales" => (Part::Scales(columns), groups),
+            "offsets" => (Part::Offsets(columns), groups),
+            _ => return None,
+        };
+        Some((part, attributes, vec![rows, width]))
+    }
+}
+
+/// A part of a quantised tensor; scales and offsets with its columns.
+enum Part {
+    Values,
+    Scales(u64),
+    Offsets(u64),
+}
+
+/// As wide as keeps what flows through the layers about as large as it was.
+fn spread(columns: u64) -> f32 {
+    (3.0 / columns.max(1) as f32).sqrt()
+}
+
+/// Numbers that a place determines, between -1 and 1.
+fn noise(rows: &Range<u64>, name: &str) -> impl Iterator<Item = f32> {
+    let mut state =
+        rows.start.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name.len() as u64 ^ 0x2545_f491_4f6c_dd1d;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
+    })
 }
 
 impl WeightSource for RandomWeights {
     fn shape(&self, name: &str) -> Result<Vec<u64>, WeightError> {
-        self.0.get(name).cloned().ok_or_else(|| WeightError::NotFound { name: name.to_owned() })
+        let whole = self.tensors.get(name).cloned();
+        let shape = whole.or_else(|| self.part(name).map(|(_, _, shape)| shape));
+        shape.ok_or_else(|| WeightError::NotFound { name: name.to_owned() })
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn quantized(&self, name: &str) -> Option<QuantizedTensor> {
+        let QuantizedLinearAttributes { quantization, has_offsets } = self.form_of(name)?;
+        Some(QuantizedTensor { quantization, has_offsets, scales_dtype: DType::F16 })
     }
 
     fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [f32]) -> Result<(), WeightError> {
         let shape = self.shape(name)?;
+        let noise = noise(&rows, name);
+        if let Some((part, attributes, _)) = self.part(name) {
+            let format = attributes.quantization.format;
+            let largest = match format {
+                WeightFormat::Int8 => 127.0,
+                WeightFormat::Int4 => 8.0,
+                WeightFormat::Fp8 => 200.0,
+            };
+            let byte = |unit: f32| {
+                let byte = ((unit + 1.0) * 128.0) as u8;
+                // Two bytes of E4M3 are no numbers.
+                f32::from(if format == WeightFormat::Fp8 && byte & 0x7f == 0x7f { byte - 1 } else { byte })
+            };
+            for (value, unit) in out.iter_mut().zip(noise) {
+                *value = match part {
+                    Part::Values => byte(unit),
+                    Part::Scales(columns) => unit * spread(columns) / largest,
+                    Part::Offsets(columns) => 0.1 * unit * spread(columns),
+                };
+            }
+            return Ok(());
+        }
         let center = if name.contains("norm") || name.contains("ln_") { 1.0 } else { 0.0 };
-        // As wide as keeps what flows through the layers about as large as it was.
-        let columns = shape.last().copied().unwrap_or(1).max(1);
-        let scale = if shape.len() < 2 { 0.1 } else { (3.0 / columns as f32).sqrt() };
-        let mut state =
-            rows.start.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name.len() as u64 ^ 0x2545_f491_4f6c_dd1d;
-        for value in out {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let unit = (state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0;
+        let scale = if shape.len() < 2 { 0.1 } else { spread(shape.last().copied().unwrap_or(1)) };
+        for (value, unit) in out.iter_mut().zip(noise) {
             *value = center + scale * unit;
         }
         Ok(())

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use roundhouse_backend::{Cache, GreedySequence, LogitsRequest, Model, Runtime as _, Sequence};
-use roundhouse_cuda_builder::CudaBuilder;
+use roundhouse_cuda_builder::{CudaBuilder, PLAN};
 use roundhouse_cuda_device::{Device, Driver, GPU, Memory};
+use roundhouse_cuda_plan::Plan;
 use roundhouse_cuda_runtime::CudaRuntime;
-use roundhouse_engine::{CacheKind, Precision};
+use roundhouse_engine::{CacheKind, Precision, WeightQuantization};
 
 use crate::engine::{build, options};
 use crate::shapes::{NAMES, Shape};
@@ -142,8 +143,12 @@ fn one(
         Shape::named(name).with_context(|| format!("unknown model; there are {}", NAMES.join(", ")))?;
     let longest = shape.config["max_position_embeddings"].as_u64().unwrap_or(1024);
     let max_seq_len = u32::try_from(longest)?.min(LONG_CONTEXT as u32 + 256);
-    let folder = tempfile::Builder::new().prefix(name).tempdir_in(folder)?;
-    let options = options(Precision::Fp16, CacheKind::InPlace, max_seq_len, 64);
+    let folder = tempfile::Builder::new().tempdir_in(folder)?;
+    let quantization = match shape.weights.are_quantized() {
+        true => WeightQuantization::Checkpoint,
+        false => WeightQuantization::None,
+    };
+    let options = options(Precision::Fp16, CacheKind::InPlace, max_seq_len, 64, quantization);
     let started = Instant::now();
     let files = build(builder, name, &shape.config, &shape.weights, &options, folder.path())?;
     println!("{name}: built in {:.1} s", started.elapsed().as_secs_f64());
@@ -155,12 +160,15 @@ fn one(
     let load = started.elapsed().as_secs_f64();
     let memory = model.memory_plan();
     let taken = free.saturating_sub(device.memory()?.0);
+    // As they are stored: the bytes, scales and offsets of those that are quantised.
+    let plan: Plan = serde_json::from_slice(&std::fs::read(files.path(PLAN)?)?)?;
+    let weights = plan.step_weight_bytes() as f64;
     println!(
-        "{name}: loaded in {load:.2} s, {:.2} GB on the device ({:.2} GB of weights)",
+        "{name}: loaded in {load:.2} s, {:.2} GB on the device ({:.2} GB of weights, of which a step reads {:.2} GB)",
         taken as f64 / 1e9,
-        memory.weight_bytes as f64 / 1e9
+        memory.weight_bytes as f64 / 1e9,
+        weights / 1e9
     );
-    let weights = memory.weight_bytes as f64;
     for sequences in [1, 16, 64] {
         let mut batch = Batch::new(&*model, sequences, PROMPT + 2 * NEW_TOKENS)?;
         batch.step(&prompt(64), LogitsRequest::None)?;
