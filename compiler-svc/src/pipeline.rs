@@ -446,11 +446,13 @@ fn write_metadata(
             checkpoint.chat_template.as_ref().map(|template| template.as_bytes().to_vec()),
         ),
     ];
+    let of_images = checkpoint.preprocessor_config.as_ref().filter(|_| !lowered.components.is_empty());
     for (name, value) in [
-        (blob_names::TOKENIZER_CONFIG, &checkpoint.tokenizer_config),
-        (blob_names::GENERATION_CONFIG, &checkpoint.generation_config),
+        (blob_names::TOKENIZER_CONFIG, checkpoint.tokenizer_config.as_ref()),
+        (blob_names::GENERATION_CONFIG, checkpoint.generation_config.as_ref()),
+        (blob_names::PREPROCESSOR_CONFIG, of_images),
     ] {
-        metadata.push((name, value.as_ref().map(serde_json::to_vec).transpose()?));
+        metadata.push((name, value.map(serde_json::to_vec).transpose()?));
     }
     let mut metadata: Vec<(String, Option<Vec<u8>>)> =
         metadata.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();

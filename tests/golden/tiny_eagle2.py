@@ -159,6 +159,19 @@ def write_checkpoint(folder: Path, made: Eagle2) -> None:
             "chat_template": CHAT_TEMPLATE,
         },
     )
+    side = dict(height=VISION["image_size"], width=VISION["image_size"])
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Eagle2ImageProcessor",
+            "size": side,
+            "min_dynamic_tiles": 1,
+            "max_dynamic_tiles": 4,
+            "use_thumbnail": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    )
 
 
 def images() -> dict[str, torch.Tensor]:

@@ -38,6 +38,9 @@ pub mod blob_names {
     pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
     /// `generation_config.json` as in the checkpoint; absent where it has none.
     pub const GENERATION_CONFIG: &str = "generation_config.json";
+    /// `preprocessor_config.json` as in the checkpoint: how images become pixel values. Only of a model with components; absent
+    /// where the checkpoint has none.
+    pub const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
     /// `config.json` as in the checkpoint.
     pub const CONFIG: &str = "config.json";
 }
