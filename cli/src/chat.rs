@@ -60,7 +60,8 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
         if line.trim().is_empty() {
             continue;
         }
-        let message = |role: &str, content| ChatMessage { role: role.to_owned(), content };
+        let message =
+            |role: &str, content| ChatMessage { role: role.to_owned(), content, ..ChatMessage::default() };
         let mut messages: Vec<_> =
             system.take().map(|content| message("system", content)).into_iter().collect();
         messages.push(message("user", line));

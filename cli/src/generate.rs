@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use roundhouse_proto::executor::executor_client::ExecutorClient;
-use roundhouse_proto::executor::{FinishReason, GenerateRequest, SamplingOptions, Timings, Usage};
+use roundhouse_proto::executor::{
+    FinishReason, GenerateRequest, GenerateResponse, SamplingOptions, Timings, Usage,
+};
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 /// How tokens are chosen; greedy when nothing is given.
@@ -101,10 +104,19 @@ impl Generated {
 pub(crate) async fn generate(
     executor: &mut ExecutorClient<Channel>,
     request: GenerateRequest,
-    mut show: impl FnMut(&str),
+    show: impl FnMut(&str),
 ) -> anyhow::Result<Generated> {
     let start = Instant::now();
-    let mut stream = executor.generate(request).await?.into_inner();
+    let stream = executor.generate(request).await?.into_inner();
+    gather(stream, start, show).await
+}
+
+/// Reads the stream of a call that was made at `start`; `show` gets each piece of text as it comes.
+pub(crate) async fn gather(
+    mut stream: Streaming<GenerateResponse>,
+    start: Instant,
+    mut show: impl FnMut(&str),
+) -> anyhow::Result<Generated> {
     let mut generated = Generated::default();
     while let Some(response) = stream.message().await? {
         if generated.token_ids.is_empty() && !response.token_ids.is_empty() {

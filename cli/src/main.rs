@@ -14,12 +14,14 @@ mod eval;
 mod failover;
 mod generate;
 mod guided_args;
+mod image_args;
 mod kv_memory;
 mod model_args;
 mod output;
 mod pytorch;
 mod quantization;
 mod run_llm;
+mod run_vlm;
 mod serve;
 mod sessions;
 mod tensorrt_library;
@@ -58,6 +60,8 @@ enum Command {
     Compile(compile::CompileArgs),
     /// Compile a model, load it and generate from a prompt.
     RunLlm(run_llm::RunLlmArgs),
+    /// Compile a vision-language model, load it and ask it about images.
+    RunVlm(run_vlm::RunVlmArgs),
     /// Talk to a model in the terminal.
     Chat(chat::ChatArgs),
     /// List, show and delete engines.
@@ -121,6 +125,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Executor(args) => serve::executor(args).await,
         Command::Compile(args) => compile::run(args).await,
         Command::RunLlm(args) => run_llm::run(args).await,
+        Command::RunVlm(args) => run_vlm::run(args).await,
         Command::Chat(args) => chat::run(args).await,
         Command::Engines(args) => engines::run(args).await,
         Command::Sessions(args) => sessions::run(args).await,

@@ -272,7 +272,11 @@ async fn run_prompt(
         None => args.prompt.clone(),
     };
     let messages = ChatMessages {
-        messages: vec![ChatMessage { role: "user".to_owned(), content: prompt.clone() }],
+        messages: vec![ChatMessage {
+            role: "user".to_owned(),
+            content: prompt.clone(),
+            ..ChatMessage::default()
+        }],
         add_generation_prompt: None,
     };
     let to_tokenize = if args.raw {

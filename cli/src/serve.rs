@@ -15,6 +15,7 @@ use roundhouse_telemetry::metrics::{Metrics, MetricsServer};
 use tonic::service::Routes;
 
 use crate::clients::ServiceArgs;
+use crate::image_args::ImageArgs;
 use crate::tensorrt_library::LibraryArgs;
 
 /// Where a service listens.
@@ -123,6 +124,8 @@ pub(crate) struct ExecutorOptions {
     /// Bytes of it.
     #[arg(long, default_value_t = 16 << 30)]
     prefix_cache_disk_bytes: u64,
+    #[command(flatten)]
+    images: ImageArgs,
     /// Generations of one engine that may run or wait at a time.
     #[arg(long, default_value_t = 256)]
     max_generations: usize,
@@ -265,6 +268,7 @@ impl ExecutorArgs {
                 prefix_cache_bytes: 1 << 30,
                 prefix_cache_dir: None,
                 prefix_cache_disk_bytes: 16 << 30,
+                images: ImageArgs::default(),
                 max_generations: 256,
                 max_sessions: 1024,
                 session_idle_seconds: 24 * 3600,
@@ -295,6 +299,7 @@ impl ExecutorArgs {
             prefix_cache_bytes: options.prefix_cache_bytes,
             prefix_cache_dir: options.prefix_cache_dir.clone(),
             prefix_cache_disk_bytes: options.prefix_cache_disk_bytes,
+            images: options.images.config(),
             max_generations: options.max_generations,
             max_sessions: options.max_sessions,
             session_idle_timeout: Duration::from_secs(options.session_idle_seconds),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use roundhouse_backend::LibrarySearch;
+use roundhouse_vision::{FetchPolicy, ImageLimits};
 
 use crate::scheduler::PaceLimits;
 
@@ -29,6 +30,8 @@ pub struct ExecutorConfig {
     pub prefix_cache_dir: Option<PathBuf>,
     /// Bytes of it.
     pub prefix_cache_disk_bytes: u64,
+    /// What images of requests may cost, and where they may come from.
+    pub images: ImageConfig,
     /// Generations of one engine that may run or wait at a time; one more is refused with RESOURCE_EXHAUSTED.
     pub max_generations: usize,
     /// Sessions at a time; one more is refused with RESOURCE_EXHAUSTED.
@@ -58,6 +61,33 @@ pub struct ExecutorConfig {
     pub tensorrt: LibrarySearch,
 }
 
+/// What images of requests may cost, and where they may come from.
+#[derive(Debug, Clone)]
+pub struct ImageConfig {
+    /// What one of them may cost.
+    pub limits: ImageLimits,
+    /// Where they may be fetched from beside the request itself: by default from nowhere.
+    pub fetch: FetchPolicy,
+    /// New images of one request; one more is refused with INVALID_ARGUMENT.
+    pub max_per_request: usize,
+    /// Images that are decoded, processed and encoded at a time.
+    pub max_concurrent: usize,
+    /// Bytes for the features of images that come again; 0 keeps none.
+    pub feature_cache_bytes: u64,
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        Self {
+            limits: ImageLimits::default(),
+            fetch: FetchPolicy::default(),
+            max_per_request: 32,
+            max_concurrent: 2,
+            feature_cache_bytes: 256 << 20,
+        }
+    }
+}
+
 impl ExecutorConfig {
     /// The defaults beside the places that must be given.
     #[must_use]
@@ -72,6 +102,7 @@ impl ExecutorConfig {
             prefix_cache_bytes: 1 << 30,
             prefix_cache_dir: None,
             prefix_cache_disk_bytes: 16 << 30,
+            images: ImageConfig::default(),
             max_generations: 256,
             max_sessions: 1024,
             session_idle_timeout: Duration::from_secs(15 * 60),

@@ -10,6 +10,7 @@ use roundhouse_telemetry::metrics::{
 use roundhouse_telemetry::resident_memory_bytes;
 
 use crate::engine::Engines;
+use crate::images::Images;
 use crate::prefix_cache::PrefixCache;
 use crate::session::{KvMemory, Sessions};
 
@@ -165,6 +166,7 @@ pub(crate) struct State {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) memory: Arc<KvMemory>,
     pub(crate) prefixes: Arc<PrefixCache>,
+    pub(crate) images: Arc<Images>,
 }
 
 impl Observed for State {
@@ -190,6 +192,10 @@ impl Observed for State {
         observations.counter(&names::PREFIX_CACHE_QUERIES, prefixes.queried_tokens)?;
         observations.counter(&names::PREFIX_CACHE_HITS, prefixes.hit_tokens)?;
         observations.gauge(&names::PREFIX_CACHE_USED, [(none, prefixes.memory_bytes as f64)])?;
+        let images = self.images.cache().usage();
+        observations.counter(&names::IMAGE_CACHE_QUERIES, images.queries)?;
+        observations.counter(&names::IMAGE_CACHE_HITS, images.hits)?;
+        observations.gauge(&names::IMAGE_CACHE_USED, [(none, images.bytes as f64)])?;
         observations.gauge(&names::RESIDENT_MEMORY, [(none, resident_memory_bytes() as f64)])
     }
 }

@@ -121,7 +121,8 @@ async fn start(args: &ColdStartArgs, engine_key: &str) -> anyhow::Result<[Durati
     let mut executor = ExecutorClient::connect(format!("http://{address}")).await?;
     executor.load_engine(LoadEngineRequest { engine_key: engine_key.to_owned() }).await?;
     let loaded = started.elapsed();
-    let message = ChatMessage { role: "user".to_owned(), content: args.prompt.clone() };
+    let message =
+        ChatMessage { role: "user".to_owned(), content: args.prompt.clone(), ..ChatMessage::default() };
     let request = GenerateRequest {
         input: Some(generate_request::Input::Messages(ChatMessages {
             messages: vec![message],

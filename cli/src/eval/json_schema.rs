@@ -213,7 +213,8 @@ fn input(prompt: &str, has_chat_template: bool) -> generate_request::Input {
 }
 
 fn messages(prompt: &str) -> ChatMessages {
-    let message = ChatMessage { role: "user".to_owned(), content: prompt.to_owned() };
+    let message =
+        ChatMessage { role: "user".to_owned(), content: prompt.to_owned(), ..ChatMessage::default() };
     ChatMessages { messages: vec![message], add_generation_prompt: None }
 }
 

@@ -35,7 +35,8 @@ async fn say(
     session: &str,
     content: &str,
 ) -> Streaming<GenerateResponse> {
-    let message = ChatMessage { role: "user".to_owned(), content: content.to_owned() };
+    let message =
+        ChatMessage { role: "user".to_owned(), content: content.to_owned(), ..ChatMessage::default() };
     let messages = ChatMessages { messages: vec![message], add_generation_prompt: None };
     let request = GenerateRequest {
         session_id: Some(session.to_owned()),

@@ -52,6 +52,36 @@ pub mod reason {
     pub const KV_MEMORY_EXHAUSTED: &str = "KV_MEMORY_EXHAUSTED";
     /// The prompt does not fit the cache.
     pub const PROMPT_TOO_LONG: &str = "PROMPT_TOO_LONG";
+    /// The engine takes no images, or the session is stored and can have none.
+    pub const IMAGES_NOT_SUPPORTED: &str = "IMAGES_NOT_SUPPORTED";
+    /// An image without bytes or pixels.
+    pub const IMAGE_EMPTY: &str = "IMAGE_EMPTY";
+    /// No PNG, JPEG, WebP or GIF, or a kind of one that is not decoded.
+    pub const IMAGE_FORMAT_UNSUPPORTED: &str = "IMAGE_FORMAT_UNSUPPORTED";
+    /// The image's bytes end before it does.
+    pub const IMAGE_TRUNCATED: &str = "IMAGE_TRUNCATED";
+    /// The image's bytes are not what its format allows.
+    pub const IMAGE_CORRUPT: &str = "IMAGE_CORRUPT";
+    /// The image has more bytes or pixels than are taken, or needs more memory.
+    pub const IMAGE_TOO_LARGE: &str = "IMAGE_TOO_LARGE";
+    /// The image was not decoded in time.
+    pub const IMAGE_DECODE_TIMEOUT: &str = "IMAGE_DECODE_TIMEOUT";
+    /// The model does not take images of this width and height.
+    pub const IMAGE_SHAPE_UNSUPPORTED: &str = "IMAGE_SHAPE_UNSUPPORTED";
+    /// The executor's configuration does not allow the image's source.
+    pub const IMAGE_SOURCE_REFUSED: &str = "IMAGE_SOURCE_REFUSED";
+    /// The image's URL is none.
+    pub const IMAGE_SOURCE_INVALID: &str = "IMAGE_SOURCE_INVALID";
+    /// The image's source has no such image, or denies it.
+    pub const IMAGE_NOT_FOUND: &str = "IMAGE_NOT_FOUND";
+    /// The image's source does not answer as it should.
+    pub const IMAGE_SOURCE_UNAVAILABLE: &str = "IMAGE_SOURCE_UNAVAILABLE";
+    /// The image's source did not answer in time.
+    pub const IMAGE_FETCH_TIMEOUT: &str = "IMAGE_FETCH_TIMEOUT";
+    /// The executor's configuration of image sources is wrong.
+    pub const IMAGE_SOURCES_MISCONFIGURED: &str = "IMAGE_SOURCES_MISCONFIGURED";
+    /// The engine's `preprocessor_config.json` asks for what is not reproduced.
+    pub const IMAGE_PROCESSOR_UNSUPPORTED: &str = "IMAGE_PROCESSOR_UNSUPPORTED";
     /// The model has no chat template.
     pub const NO_CHAT_TEMPLATE: &str = "NO_CHAT_TEMPLATE";
     /// The model's tokenizer does not let its output be guided by a grammar.

@@ -10,6 +10,7 @@ use roundhouse_guided::{GrammarCompiler, GuideError};
 use roundhouse_store::{PulledEngine, StoreError};
 use roundhouse_text::{ChatTemplate, TextError, Tokenizer, TokenizerConfig};
 
+use crate::images::{ImageInput, ImageInputError, NoImages};
 use crate::metrics::ExecutorMetrics;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerParts};
 use crate::session::{KvCache, KvCost, KvMemory, KvMemoryExhausted, SessionState, Sessions};
@@ -20,6 +21,7 @@ pub struct LoadedEngine {
     model: Arc<dyn Model>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    images: Result<ImageInput, NoImages>,
     /// Made when a request is first guided.
     grammars: OnceLock<Result<GrammarCompiler, GuideError>>,
     scheduler: Scheduler,
@@ -63,6 +65,14 @@ pub enum LoadError {
         key: String,
         /// What is wrong.
         source: TextError,
+    },
+    /// How it takes images.
+    #[error("engine {key}: {source}")]
+    Images {
+        /// The engine.
+        key: String,
+        /// What is wrong.
+        source: ImageInputError,
     },
     /// The system gave no thread.
     #[error("no thread for the scheduler: {0}")]
@@ -110,6 +120,9 @@ impl LoadedEngine {
         let text = text.map_err(|_| LoadError::Panicked("reading the tokenizer".to_owned()))?;
         let (tokenizer, template) = text.map_err(text_error)?;
         let tokenizer = Arc::new(tokenizer);
+        let images = ImageInput::read(files, &*model, &tokenizer);
+        let images =
+            images.map_err(|source| LoadError::Images { key: files.manifest.key.to_string(), source })?;
         let kv_cost = Arc::new(KvCost::new(model.memory_plan(), model.cache_growth()));
         let parts = SchedulerParts {
             model: Arc::clone(&model),
@@ -125,6 +138,7 @@ impl LoadedEngine {
             model,
             tokenizer,
             template,
+            images,
             grammars: OnceLock::new(),
             scheduler,
             kv_cost,
@@ -176,6 +190,20 @@ impl LoadedEngine {
     /// [`TextError::NoChatTemplate`].
     pub fn template(&self) -> Result<&ChatTemplate, TextError> {
         self.template.as_ref().ok_or(TextError::NoChatTemplate)
+    }
+
+    /// How it takes images.
+    ///
+    /// # Errors
+    /// [`NoImages`].
+    pub fn images(&self) -> Result<&ImageInput, NoImages> {
+        self.images.as_ref().map_err(NoImages::clone)
+    }
+
+    /// The model, for its components: sequences run by the scheduler.
+    #[must_use]
+    pub fn model(&self) -> &dyn Model {
+        &*self.model
     }
 
     /// Makes grammars of its tokens. The first call takes a moment.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use roundhouse_backend::{BackendError, Model};
 
 use super::{BLOCK_TOKENS, BlockKey, PinnedPrefix, PrefixCache};
+use crate::images::SequenceImage;
 use crate::session::KvCache;
 
 /// What a generation shares with others: its cache takes in the blocks that others computed, and what it computes is
@@ -13,6 +14,8 @@ use crate::session::KvCache;
 pub struct SharedPrefix {
     cache: Arc<PrefixCache>,
     root: BlockKey,
+    /// Those of the history, which tokens alone do not tell apart.
+    images: Vec<SequenceImage>,
     /// Tokens to take in at most, where not all but the last.
     limit: Option<usize>,
     /// The names of the history's whole blocks, as far as they were needed.
@@ -25,24 +28,29 @@ pub struct SharedPrefix {
 }
 
 impl SharedPrefix {
-    /// For a sequence among those of `root`. The cache takes in all tokens but the last at most, or `limit`.
+    /// For a sequence with these images among those of `root`. The cache takes in all tokens but the last at most, or `limit`.
     #[must_use]
-    pub fn new(cache: Arc<PrefixCache>, root: BlockKey, limit: Option<usize>) -> Self {
+    pub fn new(
+        cache: Arc<PrefixCache>,
+        root: BlockKey,
+        images: Vec<SequenceImage>,
+        limit: Option<usize>,
+    ) -> Self {
         let is_over = !cache.is_enabled();
-        Self { cache, root, limit, path: Vec::new(), shared: 0, has_looked: false, is_over }
+        Self { cache, root, images, limit, path: Vec::new(), shared: 0, has_looked: false, is_over }
     }
 
     /// Brings the blocks of these tokens back from disk, where they are there. Reads files.
     pub fn prefetch(&self, tokens: &[u32]) {
         if !self.is_over {
-            self.cache.fetch(&self.root.path(tokens));
+            self.cache.fetch(&self.root.path(tokens, &self.images));
         }
     }
 
     /// Keeps what there is of the blocks of these tokens, for as long as the result lives.
     #[must_use]
     pub fn pin(&self, tokens: &[u32]) -> Option<PinnedPrefix> {
-        self.cache.pin(self.root.path(tokens))
+        self.cache.pin(self.root.path(tokens, &self.images))
     }
 
     /// Takes the longest prefix of `tokens` that there is into the sequence's cache, unless that has tokens and was looked
@@ -64,7 +72,7 @@ impl SharedPrefix {
         let held = cache.len();
         let limit = self.limit.unwrap_or(usize::MAX).min(tokens.len().saturating_sub(1));
         let last = limit.div_ceil(BLOCK_TOKENS).min(tokens.len() / BLOCK_TOKENS);
-        self.path = self.root.path(&tokens[..last * BLOCK_TOKENS]);
+        self.path = self.root.path(&tokens[..last * BLOCK_TOKENS], &self.images);
         let mut first = held / BLOCK_TOKENS;
         let mut blocks = self.cache.resident(self.path.get(first..).unwrap_or_default());
         let reach = |first: usize, blocks: usize| ((first + blocks) * BLOCK_TOKENS).min(limit);
@@ -101,7 +109,7 @@ impl SharedPrefix {
         while self.path.len() < whole {
             let first = self.path.len() * BLOCK_TOKENS;
             let last = self.path.last().copied().unwrap_or(self.root);
-            self.path.push(last.child(&tokens[first..first + BLOCK_TOKENS]));
+            self.path.push(last.child_with(first, &tokens[first..first + BLOCK_TOKENS], &self.images));
         }
         let Some(computed) = cache.get() else { return };
         for index in self.shared..whole {

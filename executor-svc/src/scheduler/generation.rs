@@ -452,7 +452,7 @@ impl Generation {
         }
         let content = std::mem::take(&mut self.answer);
         if let Some(state) = self.request.lease.state() {
-            state.messages.push(ChatMessage { role: "assistant".to_owned(), content });
+            state.messages.push(ChatMessage { role: "assistant".to_owned(), content: content.into() });
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use roundhouse_proto::executor as proto;
+use roundhouse_rpc::Failure;
 use roundhouse_sampling::{Sampled, TokenScore};
-use roundhouse_text::ChatMessage;
+use roundhouse_text::{ChatMessage, Content, ContentPart};
 
 use crate::backends::Found;
 use crate::engine::LoadedEngine;
@@ -55,12 +56,37 @@ pub(super) fn session(info: &SessionInfo) -> proto::Session {
     }
 }
 
-pub(super) fn messages(messages: proto::ChatMessages) -> Vec<ChatMessage> {
+pub(super) fn messages(messages: proto::ChatMessages) -> Result<Vec<ChatMessage>, Failure> {
+    let messages = messages.messages.into_iter().enumerate();
     messages
-        .messages
-        .into_iter()
-        .map(|message| ChatMessage { role: message.role, content: message.content })
+        .map(|(index, message)| {
+            Ok(ChatMessage { content: content(index, message.content, message.parts)?, role: message.role })
+        })
         .collect()
+}
+
+/// What a message says. Parts without an image among them are one text, which every template takes.
+fn content(index: usize, text: String, parts: Vec<proto::ContentPart>) -> Result<Content, Failure> {
+    let field = format!("messages.messages[{index}]");
+    if parts.is_empty() {
+        return Ok(Content::Text(text));
+    }
+    if !text.is_empty() {
+        return Err(Failure::invalid_field(
+            field,
+            "the message has both content and parts: expected one of them",
+        ));
+    }
+    let part = |(place, part): (usize, proto::ContentPart)| match part.part {
+        Some(proto::content_part::Part::Text(text)) => Ok(ContentPart::Text { text }),
+        Some(proto::content_part::Part::Image(_)) => Ok(ContentPart::Image),
+        None => {
+            let message = "the part is neither text nor an image";
+            Err(Failure::invalid_field(format!("{field}.parts[{place}]"), message))
+        }
+    };
+    let content = Content::Parts(parts.into_iter().enumerate().map(part).collect::<Result<_, _>>()?);
+    Ok(content.simplified())
 }
 
 pub(super) fn response(request_id: &str, index: u32, delta: Delta) -> proto::GenerateResponse {

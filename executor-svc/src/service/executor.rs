@@ -1,6 +1,5 @@
 //! `roundhouse.executor.v1.Executor`.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,25 +7,24 @@ use roundhouse_engine::EngineKey;
 use roundhouse_proto::executor::executor_server::Executor;
 use roundhouse_proto::executor::{
     CancelRequest, CreateSessionRequest, DeleteSessionRequest, DetokenizeRequest, DetokenizeResponse,
-    ForkSessionRequest, GenerateRequest, GenerateResponse, GetLoadRequest, GetLoadResponse,
+    ForkSessionRequest, GenerateRequest, GenerateVlmRequest, GetLoadRequest, GetLoadResponse,
     GetSessionRequest, ListEnginesRequest, ListEnginesResponse, ListSessionsRequest, ListSessionsResponse,
     LoadEngineRequest, LoadEngineResponse, Session, TokenizeRequest, TokenizeResponse,
     TruncateSessionRequest, UnloadEngineRequest, tokenize_request,
 };
 use roundhouse_rpc::{Failure, deadline, reason};
 use roundhouse_telemetry::{peak_memory_bytes, resident_memory_bytes};
-use roundhouse_text::RenderOptions;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _, StreamMap};
+use roundhouse_text::{RenderOptions, conversation_tokens};
 use tonic::{Code, Request, Response, Status};
 
 use super::caller::Caller;
-use super::until::Until;
-use super::{ExecutorService, convert, failure};
+use super::stream::GenerateStream;
+use super::{ExecutorService, convert, failure, images};
 
 #[tonic::async_trait]
 impl Executor for ExecutorService {
-    type GenerateStream = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
+    type GenerateStream = GenerateStream;
+    type GenerateVlmStream = GenerateStream;
 
     async fn load_engine(
         &self,
@@ -68,53 +66,17 @@ impl Executor for ExecutorService {
         Ok(Response::new(ListEnginesResponse { engines }))
     }
 
-    #[tracing::instrument(skip_all, fields(request_id))]
-    async fn generate(
-        &self,
-        request: Request<GenerateRequest>,
-    ) -> Result<Response<Self::GenerateStream>, Status> {
+    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateStream>, Status> {
         let caller = Caller::of(request.metadata())?;
-        let deadline = caller.deadline;
-        let service = self.clone();
-        let message = request.into_inner();
-        let session = match message.session_id.as_deref() {
-            Some(id) => Some(self.session(&caller, id).await?),
-            None => None,
-        };
-        let engine = match &session {
-            Some(session) => self.engine(Some(session.engine().as_str()), deadline).await?,
-            None => self.engine(message.engine.as_deref(), deadline).await?,
-        };
-        let stored = session.clone();
-        // Templates and tokenizers take milliseconds for long inputs.
-        let starting = tokio::task::spawn_blocking(move || {
-            let started = service.start(message, caller, session);
-            // It was held so that it stayed loaded until the generation was in its scheduler.
-            drop(engine);
-            started
-        });
-        let started = starting
-            .await
-            .map_err(|error| Failure::new(Code::Internal, reason::INTERNAL, error.to_string()))??;
-        tracing::Span::current().record("request_id", &started.request_id);
-        let mut outputs = StreamMap::with_capacity(started.outputs.len());
-        for (index, deltas) in (0..).zip(started.outputs) {
-            outputs.insert(index, ReceiverStream::new(deltas));
-        }
-        let stream = outputs.then(move |(index, delta)| {
-            let (request_id, stored) = (started.request_id.clone(), stored.clone());
-            async move {
-                let delta = delta.map_err(|error| failure::of_generate(&error))?;
-                // Who reads the end of a turn finds it in the history, wherever the session is stored.
-                if delta.finish.is_some()
-                    && let Some(session) = stored
-                {
-                    session.settled().await.map_err(|error| failure::of_session(&error))?;
-                }
-                Ok::<_, Status>(convert::response(&request_id, index, delta))
-            }
-        });
-        Ok(Response::new(Box::pin(Until::new(stream, deadline))))
+        Ok(Response::new(self.stream(caller, request.into_inner()).await?))
+    }
+
+    async fn generate_vlm(
+        &self,
+        request: Request<GenerateVlmRequest>,
+    ) -> Result<Response<GenerateStream>, Status> {
+        let caller = Caller::of(request.metadata())?;
+        Ok(Response::new(self.stream(caller, images::as_messages(request.into_inner())).await?))
     }
 
     async fn create_session(
@@ -197,10 +159,13 @@ impl Executor for ExecutorService {
                     add_generation_prompt: messages.add_generation_prompt.unwrap_or(true),
                     now: engine.template_time(),
                 };
-                let render = || {
-                    let text = engine.template()?.render(&convert::messages(messages), &options)?;
-                    engine.tokenizer().encode(&text, false)
-                };
+                let messages = convert::messages(messages)?;
+                if messages.iter().any(|message| message.content.images() > 0) {
+                    let message = "a message has an image: only text is tokenised";
+                    return Err(Failure::invalid_field("messages", message));
+                }
+                let render =
+                    || conversation_tokens(engine.tokenizer(), engine.template()?, &messages, &options);
                 render().map_err(|error| failure::of_text(&error))
             }
             None => Err(Failure::invalid_field("input", "the request has neither prompt nor messages")),
@@ -239,6 +204,7 @@ impl Executor for ExecutorService {
         let largest = engines.iter().map(|engine| engine.memory_plan().kv_bytes(engine.max_seq_len() as u64));
         let sessions = self.sessions.len();
         let prefixes = self.prefixes.usage();
+        let images = self.images.cache().usage();
         let free = self.memory.total() - self.memory.used().min(self.memory.total());
         let more = largest.max().filter(|&bytes| bytes > 0).map_or(0, |bytes| free / bytes);
         Ok(Response::new(GetLoadResponse {
@@ -254,6 +220,10 @@ impl Executor for ExecutorService {
             prefix_cache_bytes_used: prefixes.memory_bytes,
             prefix_cache_bytes_total: prefixes.memory_bytes_total,
             prefix_cache_disk_bytes_used: prefixes.disk_bytes,
+            image_cache_queries: images.queries,
+            image_cache_hits: images.hits,
+            image_cache_bytes_used: images.bytes,
+            image_cache_bytes_total: images.bytes_total,
             kv_bytes_idle: self.memory.idle(),
             preemptions,
             scheduler_overhead_p99_us: convert::micros(overhead),

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use roundhouse_backend::BackendError;
 use roundhouse_guided::GuideError;
+use roundhouse_image_tokens::EncodeError;
 use roundhouse_rpc::{Failure, reason};
 use roundhouse_sampling::SamplingError;
 use roundhouse_store::StoreError;
 use roundhouse_text::TextError;
+use roundhouse_vision::{Fault, VisionError};
 use tonic::Code;
 
 use crate::engine::{FindError, LoadError, UseError};
+use crate::images::{ImageError, ImageInputError, WrongPlaceholders};
 use crate::scheduler::{GenerateError, SubmitError};
 use crate::session::{ArchiveError, KvMemoryExhausted, SessionError};
 
@@ -48,6 +51,10 @@ pub(super) fn of_load(error: &LoadError) -> Failure {
         LoadError::Manifest(_) | LoadError::Text { .. } => {
             Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message)
         }
+        LoadError::Images { source: ImageInputError::Processor(error), .. } => {
+            Failure::new(Code::FailedPrecondition, error.reason(), message)
+        }
+        LoadError::Images { .. } => Failure::new(Code::DataLoss, reason::CORRUPT_ENGINE, message),
         LoadError::Memory { wanted, used, total, never } => {
             let failure = Failure::new(Code::ResourceExhausted, reason::ENGINE_MEMORY_EXHAUSTED, message)
                 .with("wanted_bytes", wanted)
@@ -182,6 +189,36 @@ pub(super) fn of_text(error: &TextError) -> Failure {
         TextError::Encode(_) => Failure::invalid_field("prompt", message),
         _ => Failure::new(Code::Internal, reason::INTERNAL, message),
     }
+}
+
+pub(super) fn of_vision(error: &VisionError) -> Failure {
+    let code = match error.fault() {
+        Fault::Caller => Code::InvalidArgument,
+        Fault::Source => Code::Unavailable,
+        Fault::Operator => Code::FailedPrecondition,
+    };
+    let failure = Failure::new(code, error.reason(), error.to_string());
+    if code == Code::Unavailable { failure.retry_after(NETWORK_RETRY) } else { failure }
+}
+
+pub(super) fn of_image(error: &ImageError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ImageError::Vision(error) => of_vision(error),
+        ImageError::TooLong { tokens, room } => {
+            Failure::new(Code::InvalidArgument, reason::PROMPT_TOO_LONG, message)
+                .with("image_tokens", tokens)
+                .with("max_seq_len", room)
+        }
+        ImageError::Encode(EncodeError::Backend(error)) => of_backend(error),
+        ImageError::Encode(_) => Failure::new(Code::Internal, reason::INTERNAL, message),
+    }
+}
+
+pub(super) fn of_placeholders(error: &WrongPlaceholders) -> Failure {
+    Failure::invalid_field("messages", error.to_string())
+        .with("placeholders", error.placeholders)
+        .with("images", error.images)
 }
 
 pub(super) fn of_sampling(error: &SamplingError) -> Failure {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use roundhouse_guided::TokenGuide;
 use roundhouse_proto::executor::{GenerateRequest, generate_request};
 use roundhouse_rpc::{Failure, reason};
-use roundhouse_text::{ChatMessage, Detokenizer, RenderOptions, continue_conversation};
+use roundhouse_text::{ChatMessage, Content, Continuation, Detokenizer, RenderOptions, conversation_tokens};
 use tokio::sync::mpsc;
 use tonic::Code;
 use uuid::Uuid;
@@ -15,9 +15,10 @@ use super::caller::Caller;
 use super::options::{Options, speculative};
 use super::{ExecutorService, convert, failure};
 use crate::engine::LoadedEngine;
+use crate::images::{EncodedImage, SequenceImage, expand, first_difference};
 use crate::prefix_cache::{BlockKey, SharedPrefix};
 use crate::scheduler::{Cancellation, Delta, Echo, GenerateError, PromptLogprobs, Request};
-use crate::session::{Lease, Session};
+use crate::session::{Lease, Session, SessionState, Turn};
 
 /// Deltas on their way to a client: how far a generation runs ahead of a client that reads slowly.
 const DELTA_BUFFER: usize = 64;
@@ -43,6 +44,8 @@ struct Prompt {
     keep: usize,
     /// What comes after them.
     new_tokens: Vec<u32>,
+    /// The images of the whole sequence.
+    images: Vec<SequenceImage>,
     /// The messages of this turn, where it came as messages.
     messages: Vec<ChatMessage>,
 }
@@ -64,6 +67,20 @@ impl Prompt {
     }
 }
 
+/// What a call goes on from.
+#[derive(Clone, Copy, Default)]
+struct History<'a> {
+    tokens: &'a [u32],
+    images: &'a [SequenceImage],
+    messages: &'a [ChatMessage],
+}
+
+impl<'a> History<'a> {
+    fn of(state: &'a SessionState) -> Self {
+        Self { tokens: &state.tokens, images: state.images(), messages: &state.messages }
+    }
+}
+
 /// A prompt as its client gets it back.
 fn echo(engine: &LoadedEngine, prompt: &Prompt, options: &Options) -> Result<Echo, Failure> {
     let tokens = prompt.new_tokens.clone();
@@ -77,6 +94,7 @@ impl ExecutorService {
     pub(super) fn start(
         &self,
         message: GenerateRequest,
+        images: &[EncodedImage],
         caller: Caller,
         session: Option<Arc<Session>>,
     ) -> Result<Started, Failure> {
@@ -99,17 +117,14 @@ impl ExecutorService {
 
         let leased = session.as_ref().map(Session::lease).transpose();
         let mut lease = leased.map_err(|error| failure::of_session(&error))?;
-        let empty = (&[][..], &[][..]);
-        let (history, conversation) = lease
-            .as_mut()
-            .and_then(|lease| lease.state())
-            .map_or(empty, |state| (&state.tokens[..], &state.messages[..]));
+        let state = lease.as_mut().and_then(|lease| lease.state());
+        let history = state.map_or(History::default(), |state| History::of(state));
         let input = message.input.ok_or_else(|| {
             Failure::invalid_field("input", "the request has none of prompt, token_ids and messages")
         })?;
         // A session's templates print the same time wherever and whenever it goes on.
         let now = session.as_ref().map_or(engine.template_time(), |session| session.created());
-        let mut prompt = read_input(&engine, input, history, conversation, now)?;
+        let mut prompt = read_input(&engine, input, images, history, now)?;
         prompt.truncate(message.truncate_prompt_tokens)?;
         let length = prompt.keep + prompt.new_tokens.len();
         // The next token needs a place too, where there is one.
@@ -132,11 +147,13 @@ impl ExecutorService {
             let echo = (options.echo && is_first).then(|| echo(&engine, &prompt, &options)).transpose()?;
             let prompt_logprobs = scored.map(|top| PromptLogprobs { first: prompt.keep, top });
             let most_cached = most_cached(&prompt, scored.is_some());
-            let Prompt { keep, new_tokens, messages } = prompt.clone();
-            state.begin_turn(keep, new_tokens, messages, most_cached);
+            let Prompt { keep, new_tokens, images, messages } = prompt.clone();
+            state.begin_turn(Turn { keep, new_tokens, images, messages, cached: most_cached });
             if !message.bypass_prefix_cache.unwrap_or(false) {
                 let limit = scored.is_some().then_some(most_cached);
-                let shared = self.shared_prefix(&engine, &caller, message.cache_salt.as_deref(), limit);
+                let root = root(&engine, &caller, message.cache_salt.as_deref());
+                let images = state.images().to_vec();
+                let shared = SharedPrefix::new(Arc::clone(&self.prefixes), root, images, limit);
                 shared.prefetch(&state.tokens);
                 state.shared = Some(shared);
             }
@@ -185,18 +202,6 @@ impl ExecutorService {
         Ok(Started { request_id, outputs })
     }
 
-    /// What a generation of a caller shares, and with whom.
-    fn shared_prefix(
-        &self,
-        engine: &LoadedEngine,
-        caller: &Caller,
-        salt: Option<&str>,
-        limit: Option<usize>,
-    ) -> SharedPrefix {
-        let root = BlockKey::root(&engine.manifest().key, &caller.tenant, salt.unwrap_or_default());
-        SharedPrefix::new(Arc::clone(&self.prefixes), root, limit)
-    }
-
     /// The engine that a call names, which must be its session's.
     fn engine_of(&self, name: Option<&str>, session: Option<&Session>) -> Result<Arc<LoadedEngine>, Failure> {
         let Some(session) = session else {
@@ -226,22 +231,28 @@ impl ExecutorService {
     }
 }
 
+/// With whom the generations of a caller share.
+fn root(engine: &LoadedEngine, caller: &Caller, salt: Option<&str>) -> BlockKey {
+    BlockKey::root(&engine.manifest().key, &caller.tenant, salt.unwrap_or_default())
+}
+
 fn read_input(
     engine: &LoadedEngine,
     input: generate_request::Input,
-    history: &[u32],
-    conversation: &[ChatMessage],
+    images: &[EncodedImage],
+    history: History<'_>,
     now: SystemTime,
 ) -> Result<Prompt, Failure> {
     let append = |new_tokens: Vec<u32>, field: &str| {
-        if new_tokens.is_empty() && history.is_empty() {
+        if new_tokens.is_empty() && history.tokens.is_empty() {
             return Err(Failure::invalid_field(field, format!("{field} has no tokens")));
         }
-        Ok(Prompt { keep: history.len(), new_tokens, messages: Vec::new() })
+        let (keep, images) = (history.tokens.len(), history.images.to_vec());
+        Ok(Prompt { keep, new_tokens, images, messages: Vec::new() })
     };
     match input {
         generate_request::Input::Prompt(text) => {
-            let tokens = engine.tokenizer().encode(&text, history.is_empty());
+            let tokens = engine.tokenizer().encode(&text, history.tokens.is_empty());
             append(tokens.map_err(|error| failure::of_text(&error))?, "prompt")
         }
         generate_request::Input::TokenIds(tokens) => {
@@ -255,18 +266,37 @@ fn read_input(
         generate_request::Input::Messages(messages) => {
             let options =
                 RenderOptions { add_generation_prompt: messages.add_generation_prompt.unwrap_or(true), now };
-            let mut all = conversation.to_vec();
-            all.extend(convert::messages(messages));
-            let template = engine.template().map_err(|error| failure::of_text(&error))?;
-            let continuation = continue_conversation(engine.tokenizer(), template, history, &all, &options)
-                .map_err(|error| failure::of_text(&error))?;
+            let mut all = history.messages.to_vec();
+            all.extend(convert::messages(messages)?);
+            let render = || conversation_tokens(engine.tokenizer(), engine.template()?, &all, &options);
+            let tokens = render().map_err(|error| failure::of_text(&error))?;
+            let (tokens, placed) = place_images(engine, tokens, images, history)?;
+            let most = first_difference(history.images, &placed);
+            let continuation = Continuation::of(history.tokens, tokens, most);
+            let continuation = continuation.map_err(|error| failure::of_text(&error))?;
             Ok(Prompt {
                 keep: continuation.keep_prefix_len,
                 new_tokens: continuation.new_tokens,
+                images: placed,
                 messages: all,
             })
         }
     }
+}
+
+/// A rendered conversation with the tokens of its images: those of its earlier messages, which its history has, and the new
+/// ones.
+fn place_images(
+    engine: &LoadedEngine,
+    tokens: Vec<u32>,
+    new: &[EncodedImage],
+    history: History<'_>,
+) -> Result<(Vec<u32>, Vec<SequenceImage>), Failure> {
+    let Ok(input) = engine.images() else { return Ok((tokens, Vec::new())) };
+    let earlier = history.messages.iter().map(|message| Content::images(&message.content)).sum();
+    let earlier = history.images.iter().take(earlier).map(|placed| placed.image.clone());
+    let images: Vec<_> = earlier.chain(new.iter().cloned()).collect();
+    expand(&tokens, input.token(), &images).map_err(|error| failure::of_placeholders(&error))
 }
 
 /// The most tokens that a prompt may find in the cache.

@@ -6,9 +6,11 @@ mod engines;
 mod executor;
 mod failure;
 mod generate;
+mod images;
 mod options;
 mod requests;
 mod sessions;
+mod stream;
 mod until;
 mod watchdog;
 
@@ -20,6 +22,7 @@ use roundhouse_proto::executor::executor_server::ExecutorServer;
 use roundhouse_rpc::MAX_MESSAGE_BYTES;
 use roundhouse_store::{CacheLimits, EngineStore, LocalCache, StoreError, StoreOptions, Versions};
 use roundhouse_telemetry::metrics::Metrics;
+use roundhouse_vision::VisionError;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -27,6 +30,7 @@ use tonic::service::Routes;
 use crate::ExecutorConfig;
 use crate::backends::Backends;
 use crate::engine::{Engines, Loaded, SharedParts};
+use crate::images::Images;
 use crate::metrics::{ExecutorMetrics, State};
 use crate::prefix_cache::{PrefixCache, PrefixCacheLimits, SpillError};
 use crate::session::{KvMemory, SessionArchive, Sessions};
@@ -45,6 +49,7 @@ pub struct ExecutorService {
     memory: Arc<KvMemory>,
     metrics: Arc<ExecutorMetrics>,
     prefixes: Arc<PrefixCache>,
+    images: Arc<Images>,
     requests: Arc<Requests>,
     config: Arc<ExecutorConfig>,
     stopped: CancellationToken,
@@ -59,6 +64,9 @@ pub enum OpenError {
     /// The folder of the prefix cache.
     #[error(transparent)]
     Spill(#[from] SpillError),
+    /// The configuration of images.
+    #[error(transparent)]
+    Images(#[from] VisionError),
     /// A fault of the executor.
     #[error("opening the cache and the backends ended abnormally: {0}")]
     Panicked(#[source] tokio::task::JoinError),
@@ -113,12 +121,14 @@ impl ExecutorService {
             memory_bytes: config.prefix_cache_bytes,
             spill: config.prefix_cache_dir.clone().map(|folder| (folder, config.prefix_cache_disk_bytes)),
         })?;
+        let images = Arc::new(Images::new(config.images.clone())?);
         let service = Self {
             engines: Arc::new(Engines::new(store, cache, backends, shared.clone(), &config)),
             metrics: Arc::clone(&shared.metrics),
             sessions: shared.sessions,
             memory: shared.memory,
             prefixes,
+            images,
             requests: Arc::default(),
             config: Arc::new(config),
             stopped: CancellationToken::new(),
@@ -128,6 +138,7 @@ impl ExecutorService {
             sessions: Arc::clone(&service.sessions),
             memory: Arc::clone(&service.memory),
             prefixes: Arc::clone(&service.prefixes),
+            images: Arc::clone(&service.images),
         };
         service.metrics.registry().observe(Arc::new(shown));
         tokio::spawn(service.clone().expire_sessions());

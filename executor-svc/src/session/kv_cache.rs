@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use roundhouse_backend::{BackendError, Cache, CacheGrowth, Model};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, ImageTokens, Model};
 use roundhouse_engine::MemoryPlan;
 
 use super::{KvMemory, KvMemoryExhausted, KvReservation};
@@ -56,6 +56,8 @@ pub struct KvCache {
     capacity: usize,
     /// Dropped before the reservation: its bytes are free when the budget says so.
     cache: Option<Box<dyn Cache>>,
+    /// The images of the sequence, in order: a cache that comes back has them again.
+    images: Vec<ImageTokens>,
     reservation: KvReservation,
 }
 
@@ -73,7 +75,7 @@ impl KvCache {
         if wanted > memory.total() {
             return Err(KvMemoryExhausted { wanted, used: memory.used(), total: memory.total() });
         }
-        Ok(Self { cost, capacity, cache: None, reservation: memory.reserve() })
+        Ok(Self { cost, capacity, cache: None, images: Vec::new(), reservation: memory.reserve() })
     }
 
     /// Tokens in it.
@@ -121,7 +123,11 @@ impl KvCache {
     pub fn open(&mut self, model: &dyn Model) -> Result<&mut dyn Cache, BackendError> {
         let cache = match self.cache.take() {
             Some(cache) => cache,
-            None => model.new_cache(self.capacity)?,
+            None => {
+                let mut cache = model.new_cache(self.capacity)?;
+                self.images.iter().try_for_each(|image| cache.place_image(image.clone()))?;
+                cache
+            }
         };
         Ok(self.cache.insert(cache).as_mut())
     }
@@ -147,8 +153,35 @@ impl KvCache {
     /// Forgets all tokens from `len` on, and more where it must: see [`Cache::truncate`]. What is reserved stays: the
     /// memory has been touched.
     pub fn truncate(&mut self, len: usize) {
-        if let Some(cache) = &mut self.cache {
-            cache.truncate(len);
+        let Some(cache) = &mut self.cache else { return };
+        let wanted = cache.len().min(len);
+        // One that cannot be cut there is empty, and has no images either.
+        let forgotten = if cache.truncate(len) < wanted { 0 } else { len };
+        self.place_from(forgotten);
+    }
+
+    /// Says which images the sequence has, in order. From the first one on that is another than before, the cache forgets
+    /// its tokens.
+    pub fn set_images(&mut self, images: Vec<ImageTokens>) {
+        let is_same = |(old, new): &(&ImageTokens, &ImageTokens)| {
+            old.first == new.first && Arc::ptr_eq(&old.features, &new.features)
+        };
+        let same = self.images.iter().zip(&images).take_while(is_same).count();
+        let next = |images: &[ImageTokens]| images.get(same).map(|image| image.first);
+        let cut = next(&self.images).into_iter().chain(next(&images)).min();
+        self.images = images;
+        if let Some(cut) = cut {
+            self.truncate(cut);
+        }
+    }
+
+    /// Places the images that begin at `first` or later. A cache that does not take them is dropped: the next one says why.
+    fn place_from(&mut self, first: usize) {
+        let Some(cache) = &mut self.cache else { return };
+        let mut images = self.images.iter().filter(|image| image.first >= first);
+        if let Err(error) = images.try_for_each(|image| cache.place_image(image.clone())) {
+            tracing::debug!(%error, "a cache did not take its images");
+            self.cache = None;
         }
     }
 

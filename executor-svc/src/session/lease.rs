@@ -6,6 +6,7 @@ use roundhouse_backend::Model;
 use roundhouse_text::ChatMessage;
 
 use super::{KvCache, Session, TurnEnd};
+use crate::images::SequenceImage;
 use crate::prefix_cache::{PinnedPrefix, SharedPrefix};
 
 /// What a session holds between its generations.
@@ -14,6 +15,8 @@ pub struct SessionState {
     pub cache: KvCache,
     /// Every token so far, prompts and outputs.
     pub tokens: Vec<u32>,
+    /// The images among them, in order; its cache has them too.
+    images: Vec<SequenceImage>,
     /// The conversation so far, where turns came as messages.
     pub messages: Vec<ChatMessage>,
     /// The ends of its turns.
@@ -28,12 +31,27 @@ pub struct SessionState {
     replaced: Option<Replaced>,
 }
 
+/// A turn's prompt, as it goes on from a history.
+pub struct Turn {
+    /// Tokens of the history that stay.
+    pub keep: usize,
+    /// What comes after them.
+    pub new_tokens: Vec<u32>,
+    /// The images of the whole sequence.
+    pub images: Vec<SequenceImage>,
+    /// The messages of the whole conversation.
+    pub messages: Vec<ChatMessage>,
+    /// The most tokens that the cache keeps.
+    pub cached: usize,
+}
+
 /// What a turn's prompt takes the place of.
 struct Replaced {
     /// Tokens of the history that stay.
     keep: usize,
     /// Those that went.
     tokens: Vec<u32>,
+    images: Vec<SequenceImage>,
     messages: Vec<ChatMessage>,
     turns: Vec<TurnEnd>,
     shared: Option<SharedPrefix>,
@@ -47,6 +65,7 @@ impl SessionState {
         Self {
             cache,
             tokens: Vec::new(),
+            images: Vec::new(),
             messages: Vec::new(),
             turns: Vec::new(),
             shared: None,
@@ -56,21 +75,28 @@ impl SessionState {
         }
     }
 
-    /// Puts a turn's prompt after the first `keep` tokens of the history. `messages` are those of the whole conversation;
-    /// the cache keeps `cached` tokens at most. Until [`SessionState::confirm_turn`] the session can have its history back.
-    pub fn begin_turn(
-        &mut self,
-        keep: usize,
-        new_tokens: Vec<u32>,
-        messages: Vec<ChatMessage>,
-        cached: usize,
-    ) {
+    /// The images among its tokens, in order.
+    #[must_use]
+    pub fn images(&self) -> &[SequenceImage] {
+        &self.images
+    }
+
+    /// Puts other images among its tokens.
+    pub(super) fn set_images(&mut self, images: Vec<SequenceImage>) {
+        self.cache.set_images(images.iter().map(SequenceImage::placed).collect());
+        self.images = images;
+    }
+
+    /// Puts a turn's prompt after the history. Until [`SessionState::confirm_turn`] the session can have its history back.
+    pub fn begin_turn(&mut self, turn: Turn) {
+        let Turn { keep, new_tokens, images, messages, cached } = turn;
         let keep = keep.min(self.tokens.len());
         let tokens = self.tokens.split_off(keep);
         let kept = self.turns.iter().copied().filter(|turn| turn.tokens <= keep).collect();
         self.replaced = Some(Replaced {
             keep,
             tokens,
+            images: self.images.clone(),
             messages: std::mem::replace(&mut self.messages, messages),
             turns: std::mem::replace(&mut self.turns, kept),
             shared: self.shared.take(),
@@ -78,6 +104,7 @@ impl SessionState {
         });
         self.tokens.extend(new_tokens);
         self.cache.truncate(cached);
+        self.set_images(images);
     }
 
     /// Makes the turn part of the history for good.
@@ -91,6 +118,7 @@ impl SessionState {
         self.cache.truncate(replaced.keep);
         self.tokens.truncate(replaced.keep);
         self.tokens.extend(replaced.tokens);
+        self.set_images(replaced.images);
         self.messages = replaced.messages;
         self.turns = replaced.turns;
         self.shared = replaced.shared;
@@ -105,12 +133,17 @@ impl SessionState {
         }
     }
 
-    /// Forgets all tokens from `len` on, and the messages of the turns that ended after it.
+    /// Forgets all tokens from `len` on, those of an image that would be cut as well, and the messages of the turns that ended
+    /// after it.
     pub fn truncate(&mut self, len: usize) {
+        let cut = self.images.iter().find(|image| image.first < len && image.end() > len);
+        let len = cut.map_or(len, |image| image.first);
         self.tokens.truncate(len);
         self.turns.retain(|turn| turn.tokens <= len);
         self.messages.truncate(self.turns.last().map_or(0, |turn| turn.messages));
         self.cache.truncate(len);
+        let kept = self.images.iter().filter(|image| image.end() <= len).cloned();
+        self.set_images(kept.collect());
         self.is_changed = true;
     }
 

@@ -247,6 +247,7 @@ impl Session {
         let state = slot.state.as_ref().ok_or_else(|| self.busy())?;
         let len = self.check_position(len.unwrap_or(state.tokens.len()), state.tokens.len())?;
         copy.tokens.clone_from(&state.tokens);
+        copy.set_images(state.images().to_vec());
         copy.messages.clone_from(&state.messages);
         copy.turns.clone_from(&state.turns);
         copy.truncate(len);

@@ -12,7 +12,7 @@ mod registry;
 pub use archive::{ArchiveError, SessionArchive, StoredSession};
 pub use kv_cache::{KV_BLOCK_TOKENS, KvCache, KvCost};
 pub use kv_memory::{KvMemory, KvMemoryExhausted, KvReservation};
-pub use lease::{Lease, SessionState};
+pub use lease::{Lease, SessionState, Turn};
 pub use live::{Session, SessionInfo, SessionTerms};
 pub use record::{RecordError, SessionRecord, TurnEnd};
 pub use registry::{SessionError, SessionFilter, Sessions};

@@ -153,7 +153,7 @@ mod tests {
             created_unix_ms: 5000,
             used_unix_ms: 7000,
             tokens: vec![1, 2, 3],
-            messages: vec![ChatMessage { role: "user".to_owned(), content: "é".to_owned() }],
+            messages: vec![ChatMessage { role: "user".to_owned(), content: "é".into() }],
             turns: vec![TurnEnd { tokens: 3, messages: 1 }],
         }
     }

@@ -2,6 +2,7 @@
 
 mod budget;
 mod generation_tag;
+mod message;
 mod python_json;
 
 use std::collections::BTreeMap;
@@ -12,24 +13,15 @@ use chrono::{DateTime, Local};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Serialize};
 
 use self::budget::Budget;
+pub use self::message::{ChatMessage, Content, ContentPart};
 use crate::TextError;
 
 /// Bytes of a chat template. The longest of known models, with tools, are a tenth of this.
 pub const MAX_TEMPLATE_BYTES: usize = 256 * 1024;
 
 const TEMPLATE_NAME: &str = "chat_template";
-
-/// A message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, or another role that the template knows.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-}
 
 /// What is rendered besides the messages.
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +102,18 @@ impl ChatTemplate {
 }
 
 fn message_value(message: &ChatMessage) -> Value {
-    Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+    let content = match &message.content {
+        Content::Text(text) => Value::from(text.as_str()),
+        Content::Parts(parts) => parts.iter().map(part_value).collect(),
+    };
+    Value::from_pairs([("role", Value::from(message.role.as_str())), ("content", content)])
+}
+
+fn part_value(part: &ContentPart) -> Value {
+    match part {
+        ContentPart::Text { text } => Value::from_pairs([("type", "text"), ("text", text.as_str())]),
+        ContentPart::Image => Value::from_pairs([("type", "image")]),
+    }
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

@@ -37,11 +37,32 @@ pub fn continue_conversation(
     messages: &[ChatMessage],
     options: &RenderOptions,
 ) -> Result<Continuation, TextError> {
-    let text = template.render(messages, options)?;
-    let mut new_tokens = tokenizer.encode(&text, false)?;
-    let last = new_tokens.len().checked_sub(1).ok_or(TextError::EmptyRendering)?;
-    let common = history.iter().zip(&new_tokens).take_while(|(seen, token)| seen == token).count();
-    let keep_prefix_len = common.min(last);
-    new_tokens.drain(..keep_prefix_len);
-    Ok(Continuation { keep_prefix_len, new_tokens })
+    Continuation::of(history, conversation_tokens(tokenizer, template, messages, options)?, usize::MAX)
+}
+
+/// The tokens of a whole conversation, with one placeholder for each image.
+///
+/// # Errors
+/// Those of [`ChatTemplate::render`] and [`Tokenizer::encode`].
+pub fn conversation_tokens(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[ChatMessage],
+    options: &RenderOptions,
+) -> Result<Vec<u32>, TextError> {
+    tokenizer.encode(&template.render(messages, options)?, false)
+}
+
+impl Continuation {
+    /// What makes `tokens` of a history, of which `most` tokens may stay: beyond them equal tokens stand for other images.
+    ///
+    /// # Errors
+    /// [`TextError::EmptyRendering`] for no tokens.
+    pub fn of(history: &[u32], mut tokens: Vec<u32>, most: usize) -> Result<Self, TextError> {
+        let last = tokens.len().checked_sub(1).ok_or(TextError::EmptyRendering)?;
+        let common = history.iter().zip(&tokens).take_while(|(seen, token)| seen == token).count();
+        let keep_prefix_len = common.min(last).min(most);
+        tokens.drain(..keep_prefix_len);
+        Ok(Self { keep_prefix_len, new_tokens: tokens })
+    }
 }

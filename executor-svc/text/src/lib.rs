@@ -17,8 +17,8 @@ mod tokenizer;
 mod tokenizer_config;
 mod vocabulary;
 
-pub use chat_template::{ChatMessage, ChatTemplate, MAX_TEMPLATE_BYTES, RenderOptions};
-pub use conversation::{Continuation, continue_conversation};
+pub use chat_template::{ChatMessage, ChatTemplate, Content, ContentPart, MAX_TEMPLATE_BYTES, RenderOptions};
+pub use conversation::{Continuation, continue_conversation, conversation_tokens};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, StopMatcher};

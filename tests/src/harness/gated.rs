@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use roundhouse_backend::{BackendError, Cache, CacheGrowth, Model, Runtime, Sequence};
-use roundhouse_engine::{BackendKind, EngineFiles, Manifest, MemoryPlan};
+use roundhouse_backend::{BackendError, Cache, CacheGrowth, ComponentModel, Model, Runtime, Sequence};
+use roundhouse_engine::{BackendKind, Component, EngineFiles, Manifest, MemoryPlan};
 use tokio::sync::watch;
 
 /// The gate of a [`GatedRuntime`]. Open at first.
@@ -144,6 +144,10 @@ impl Model for GatedModel {
 
     fn new_cache(&self, max_seq_len: usize) -> Result<Box<dyn Cache>, BackendError> {
         self.inner.new_cache(max_seq_len)
+    }
+
+    fn component(&self, component: Component) -> Option<&dyn ComponentModel> {
+        self.inner.component(component)
     }
 
     fn forward(&self, batch: &mut [Sequence<'_>]) -> Result<(), BackendError> {

@@ -96,7 +96,11 @@ pub fn prompt(text: &str, max_tokens: u32) -> GenerateRequest {
 pub fn chat(messages: &[Message], max_tokens: u32) -> GenerateRequest {
     let messages = messages
         .iter()
-        .map(|message| ChatMessage { role: message.role.clone(), content: message.content.clone() })
+        .map(|message| ChatMessage {
+            role: message.role.clone(),
+            content: message.content.clone(),
+            ..ChatMessage::default()
+        })
         .collect();
     exactly(
         generate_request::Input::Messages(ChatMessages { messages, add_generation_prompt: None }),

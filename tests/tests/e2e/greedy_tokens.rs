@@ -192,7 +192,11 @@ async fn text_and_messages_generate_what_their_tokens_generate() {
 fn messages(messages: &[Message]) -> tokenize_request::Input {
     let messages = messages
         .iter()
-        .map(|message| ChatMessage { role: message.role.clone(), content: message.content.clone() })
+        .map(|message| ChatMessage {
+            role: message.role.clone(),
+            content: message.content.clone(),
+            ..ChatMessage::default()
+        })
         .collect();
     tokenize_request::Input::Messages(ChatMessages { messages, add_generation_prompt: None })
 }

@@ -89,6 +89,14 @@ pub const PREFIX_CACHE_HITS: CounterName =
     counter("prefix_cache_hits", "Prompt tokens that were found in the prefix cache");
 /// What it takes.
 pub const PREFIX_CACHE_USED: GaugeName = bytes("prefix_cache_used", "Keys and values in the prefix cache");
+/// Images that were looked for.
+pub const IMAGE_CACHE_QUERIES: CounterName =
+    counter("image_cache_queries", "Images whose features were looked for among those that are kept");
+/// Of those, found.
+pub const IMAGE_CACHE_HITS: CounterName =
+    counter("image_cache_hits", "Images whose features were found, for which no vision tower ran");
+/// What they take.
+pub const IMAGE_CACHE_USED: GaugeName = bytes("image_cache_used", "Features of images that are kept");
 /// Outputs.
 pub const GENERATION_TOKENS: CounterName = counter("generation_tokens", "Output tokens");
 /// Ends.

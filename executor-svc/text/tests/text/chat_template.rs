@@ -30,7 +30,7 @@ fn template(source: &str) -> Result<ChatTemplate, TextError> {
 }
 
 fn render(source: &str) -> Result<String, TextError> {
-    let messages = [ChatMessage { role: "user".to_owned(), content: "Hi".to_owned() }];
+    let messages = [ChatMessage { role: "user".to_owned(), content: "Hi".into() }];
     let options = RenderOptions { add_generation_prompt: true, now: SystemTime::UNIX_EPOCH };
     template(source).unwrap().render(&messages, &options)
 }
@@ -147,7 +147,7 @@ fn a_long_conversation_is_rendered() {
     let messages: Vec<_> = (0..2000)
         .map(|turn| ChatMessage {
             role: if turn % 2 == 0 { "user" } else { "assistant" }.to_owned(),
-            content: "word ".repeat(1000),
+            content: "word ".repeat(1000).into(),
         })
         .collect();
     let options = RenderOptions { add_generation_prompt: true, now: SystemTime::UNIX_EPOCH };

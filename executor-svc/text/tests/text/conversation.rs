@@ -29,7 +29,7 @@ impl Session {
     }
 
     fn say(&mut self, role: &str, content: &str) {
-        self.messages.push(ChatMessage { role: role.to_owned(), content: content.to_owned() });
+        self.messages.push(ChatMessage { role: role.to_owned(), content: content.into() });
     }
 
     /// Begins the answer, and checks the history against the whole conversation.
