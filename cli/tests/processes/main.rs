@@ -7,6 +7,7 @@ mod eval;
 mod killed_executor;
 mod load;
 mod metrics;
+mod run_vlm;
 mod services;
 mod support;
 #[cfg(feature = "tensorrt")]
