@@ -274,3 +274,46 @@ pub(super) fn of_generate(error: &GenerateError) -> Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use roundhouse_vision::ImageFormat;
+
+    use super::*;
+
+    #[test]
+    fn images_fail_with_the_reasons_of_the_interface() {
+        let (format, what) = (ImageFormat::Png, String::new);
+        let second = Duration::from_secs(1);
+        let shape = VisionError::UnsupportedShape { width: 1, height: 1, what: what() };
+        let caller = [
+            (VisionError::Empty, reason::IMAGE_EMPTY),
+            (VisionError::NoPixels { width: 0, height: 1 }, reason::IMAGE_EMPTY),
+            (VisionError::UnknownFormat, reason::IMAGE_FORMAT_UNSUPPORTED),
+            (VisionError::Unsupported { format, what: what() }, reason::IMAGE_FORMAT_UNSUPPORTED),
+            (VisionError::Truncated { format, what: what() }, reason::IMAGE_TRUNCATED),
+            (VisionError::Corrupt { format, what: what() }, reason::IMAGE_CORRUPT),
+            (VisionError::TooLarge { what: "pixels", found: 2, limit: 1 }, reason::IMAGE_TOO_LARGE),
+            (VisionError::DecodeTimeout { limit: second }, reason::IMAGE_DECODE_TIMEOUT),
+            (shape, reason::IMAGE_SHAPE_UNSUPPORTED),
+            (VisionError::RefusedSource { what: what() }, reason::IMAGE_SOURCE_REFUSED),
+            (VisionError::InvalidSource { what: what() }, reason::IMAGE_SOURCE_INVALID),
+            (VisionError::NotFound { what: what() }, reason::IMAGE_NOT_FOUND),
+        ];
+        let source = [
+            (VisionError::SourceFailed { what: what() }, reason::IMAGE_SOURCE_UNAVAILABLE),
+            (VisionError::FetchTimeout { limit: second }, reason::IMAGE_FETCH_TIMEOUT),
+        ];
+        let operator = [
+            (VisionError::InvalidPolicy { what: what() }, reason::IMAGE_SOURCES_MISCONFIGURED),
+            (VisionError::UnsupportedProcessor { what: what() }, reason::IMAGE_PROCESSOR_UNSUPPORTED),
+        ];
+        let with = |code: Code| move |(error, reason): (VisionError, &'static str)| (error, reason, code);
+        let all = caller.into_iter().map(with(Code::InvalidArgument));
+        let all = all.chain(source.into_iter().map(with(Code::Unavailable)));
+        for (error, expected, code) in all.chain(operator.into_iter().map(with(Code::FailedPrecondition))) {
+            assert_eq!(error.reason(), expected);
+            assert_eq!(tonic::Status::from(of_vision(&error)).code(), code, "{expected}");
+        }
+    }
+}
