@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
 mod speed;
+mod timed;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ fn image(target: ComputeCapability, folder: &Path, parts: &[&str]) -> anyhow::Re
     std::fs::create_dir_all(folder)?;
     let nvrtc = Nvrtc::open(&LibrarySearch { path: None, folders: vec![".roundhouse/nvrtc".into()] })?;
     let suite: Vec<Kernel> = all().into_iter().flat_map(|case| case.kernels).collect();
-    let images = [("speed", speed::kernels()), ("suite", suite)];
+    let images = [("speed", timed::kernels()), ("suite", suite)];
     for (name, kernels) in images.into_iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {
         let name = format!("{name}.cubin");
         let start = std::time::Instant::now();
